@@ -1,0 +1,1 @@
+"""Post-training pruning of causal language models."""

@@ -1,0 +1,35 @@
+"""The operations of the pruning engine, on tensors: each in plain PyTorch, in C++ for the CPU, in Triton for GPUs."""
+
+from thanos_kernels.ops import (
+    accumulate_hessian,
+    backends,
+    column_sweep,
+    column_sweep_n_of_m,
+    damp,
+    damping_schedule,
+    inverse_factor,
+    inverse_factor_ex,
+    row_energy,
+    row_solve,
+    row_solve_ex,
+    select_n_of_m,
+    select_per_row,
+    select_smallest,
+)
+
+__all__ = [
+    "accumulate_hessian",
+    "backends",
+    "column_sweep",
+    "column_sweep_n_of_m",
+    "damp",
+    "damping_schedule",
+    "inverse_factor",
+    "inverse_factor_ex",
+    "row_energy",
+    "row_solve",
+    "row_solve_ex",
+    "select_n_of_m",
+    "select_per_row",
+    "select_smallest",
+]

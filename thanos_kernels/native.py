@@ -1,0 +1,31 @@
+"""The C++ backend for CPU tensors: ``csrc/`` behind the interface of ``reference.py``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from thanos_kernels import _C
+except ImportError:  # a pure-PyTorch install
+    _C = None  # type: ignore[assignment]
+
+
+def available() -> bool:
+    """Whether the extension was built."""
+    return _C is not None
+
+
+def takes(operation: str, *tensors: Tensor) -> bool:
+    """Whether ``operation`` on these CPU tensors has a native path: float32 throughout, 16-bit activations aside."""
+    return tensors[0].dtype == torch.float32
+
+
+def require(operation: str, *tensors: Tensor) -> None:
+    """Refuse what the native backend cannot run, with the reason."""
+    if not available():
+        raise RuntimeError("backend='native' needs the C++ extension: reinstall the package where a C++ compiler is found")
+    if tensors[0].device.type != "cpu":
+        raise ValueError(f"backend='native' runs on CPU tensors, not on {tensors[0].device}")
+    if not takes(operation, *tensors):
+        raise TypeError(f"{operation}: backend='native' takes float32, not {tensors[0].dtype}; use backend='reference'")

@@ -1,0 +1,345 @@
+"""The public operations: arguments are checked here, once, and a backend is picked here, once.
+
+``backend`` is ``"auto"`` (Triton for CUDA and ROCm tensors, native C++ for CPU tensors, the reference for anything
+else), or the name of one. A backend is a module with functions named as in ``reference.py``; what it does not define,
+or cannot take (float64), ``"auto"`` leaves to the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thanos_kernels import linalg, native, reference
+
+MAX_DAMPING = 1.0
+_WORKING = (torch.float32, torch.float64)
+_INPUTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def backends() -> list[str]:
+    """Names of the backends this installation can run."""
+    return ["reference"] + (["native"] if native.available() else [])
+
+
+def _implementation(operation: str, backend: str, *tensors: Tensor) -> Callable[..., Any]:
+    """The function that runs ``operation`` on these tensors; they must share a device."""
+    devices = {str(tensor.device) for tensor in tensors}
+    if len(devices) > 1:
+        raise ValueError(f"{operation}: the tensors lie on different devices ({', '.join(sorted(devices))})")
+    if backend == "auto":
+        on_cpu = tensors[0].device.type == "cpu"
+        backend = "native" if on_cpu and native.available() and native.takes(operation, *tensors) else "reference"
+        if backend == "reference" and hasattr(linalg, operation):
+            return _function(linalg, operation)
+    if backend == "reference":
+        return _function(reference, operation)
+    if backend == "native":
+        native.require(operation, *tensors)
+        return _function(native if hasattr(native, operation) else linalg, operation)
+    raise ValueError(f"backend must be 'auto', 'native' or 'reference', not {backend!r}")
+
+
+def _function(module: ModuleType, operation: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(module, operation)
+    return function
+
+
+def _matrix(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, int | None]) -> None:
+    """Refuse anything but a matrix of these dtypes; None in ``shape`` takes any size."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must have dtype {names}, not {str(tensor.dtype).removeprefix('torch.')}")
+    fits = tensor.dim() == 2 and all(want in (None, have) for want, have in zip(shape, tensor.shape, strict=True))
+    if not fits:
+        wanted = " x ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape {wanted}, not {' x '.join(map(str, tensor.shape)) or 'scalar'}")
+
+
+def _output(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """The caller's output, checked, or a new one."""
+    if tensor is None:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != like.device:
+        raise ValueError(
+            f"{name} must be a {dtype} tensor of shape {tuple(shape)} on {like.device}, "
+            f"not {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous; pass a new tensor or its .contiguous()")
+    return tensor
+
+
+def _norms(norms: Tensor, weights: Tensor) -> None:
+    if norms.dtype != weights.dtype or norms.shape != weights.shape[1:]:
+        raise ValueError(
+            f"norms must hold one {weights.dtype} for each of the {weights.shape[1]} columns, "
+            f"not {norms.dtype} of shape {tuple(norms.shape)}"
+        )
+
+
+def _n_of_m(n: int, m: int, columns: int) -> None:
+    if not 0 <= n <= m or m < 1:
+        raise ValueError(f"n:m must have 0 <= n <= m and m >= 1, not {n}:{m}")
+    if columns % m:
+        raise ValueError(f"groups of {m} do not divide {columns} columns")
+
+
+def row_solve_ex(
+    gram: Tensor,
+    weights: Tensor,
+    mask: Tensor,
+    *,
+    out: Tensor | None = None,
+    info: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """For each row i with masked columns q, solve ``gram[q, q] @ x = weights[i, q]``.
+
+    This is the paper's equation for the multipliers of several weights of a row (its ``u R^-1``), by Cholesky.
+
+    Args:
+        gram: (B, B), symmetric positive definite, float32 or float64.
+        weights: (c, B), same dtype.
+        mask: (c, B), bool. Rows with nothing and rows with everything masked are both fine.
+        out: (c, B), contiguous; overwritten.
+        info: (c,) int32; overwritten.
+
+    Returns:
+        The multipliers (c, B), zero off the mask, and ``info``: 0 where a row was solved, else the 1-based column at
+        which its system lost positive definiteness; such a row's multipliers are zero.
+    """
+    _matrix("weights", weights, _WORKING, (None, None))
+    rows, width = weights.shape
+    _matrix("gram", gram, (weights.dtype,), (width, width))
+    _matrix("mask", mask, (torch.bool,), (rows, width))
+    run = _implementation("row_solve", backend, weights, gram, mask)
+    out = _output("out", out, (rows, width), weights, weights.dtype)
+    info = _output("info", info, (rows,), weights, torch.int32)
+    if out.numel():
+        run(gram, weights, mask, out, info)
+    else:
+        info.zero_()
+    return out, info
+
+
+def row_solve(
+    gram: Tensor, weights: Tensor, mask: Tensor, *, out: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """As :func:`row_solve_ex`, raising ``torch.linalg.LinAlgError`` for a system that is not positive definite."""
+    out, info = row_solve_ex(gram, weights, mask, out=out, backend=backend)
+    if bool(info.any()):
+        row = int(info.ne(0).nonzero()[0])
+        raise torch.linalg.LinAlgError(
+            f"row_solve: the system of row {row} is not positive definite (column {int(info[row]) - 1}); "
+            "the gram matrix needs more damping"
+        )
+    return out
+
+
+def select_smallest(
+    weights: Tensor, norms: Tensor, count: int | Tensor, width: int, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The exact global residual mask: the ``count`` smallest ``abs(weights) * norms`` of the whole matrix.
+
+    Args:
+        weights: (c, b), float32 or float64, finite.
+        norms: (b,), same dtype, non-negative.
+        count: how many of all c*b weights to take, from 0 to c*b; an int or a 0-d integer tensor.
+        width: the columns for which the mask is wanted, from 0 to b.
+
+    Returns:
+        The mask of the first ``width`` columns (c, width), bool, and how many of the ``count`` it holds, a 0-d int64
+        tensor on the weights' device. Equal scores go to the lower flat index of the c x b matrix.
+    """
+    _matrix("weights", weights, _WORKING, (None, None))
+    _norms(norms, weights)
+    if not 0 <= width <= weights.shape[1]:
+        raise ValueError(f"width must be from 0 to {weights.shape[1]}, not {width}")
+    if not isinstance(count, Tensor) and not 0 <= count <= weights.numel():
+        raise ValueError(f"count must be from 0 to {weights.numel()}, not {count}")
+    run = _implementation("select_smallest", backend, weights, norms)
+    if weights.numel() == 0 or width == 0:
+        return weights.new_zeros((len(weights), width), dtype=torch.bool), weights.new_zeros((), dtype=torch.int64)
+    mask, taken = run(weights, norms, count, width)
+    return mask, taken
+
+
+def select_per_row(weights: Tensor, norms: Tensor, count: int, *, backend: str = "auto") -> Tensor:
+    """In each row, the ``count`` smallest ``abs(weights) * norms`` (Wanda's comparison group).
+
+    Arguments as :func:`select_smallest`, ``count`` from 0 to b. Returns the mask (c, b), bool; ties to the lower index.
+    """
+    _matrix("weights", weights, _WORKING, (None, None))
+    _norms(norms, weights)
+    if not 0 <= count <= weights.shape[1]:
+        raise ValueError(f"count must be from 0 to {weights.shape[1]}, not {count}")
+    mask: Tensor = _implementation("select_per_row", backend, weights, norms)(weights, norms, count)
+    return mask
+
+
+def select_n_of_m(scores: Tensor, n: int, m: int, *, backend: str = "auto") -> Tensor:
+    """In each group of m consecutive columns, the n smallest scores.
+
+    Args:
+        scores: (c, b), float32 or float64, m dividing b.
+
+    Returns:
+        The mask (c, b), bool; ties to the lower index.
+    """
+    _matrix("scores", scores, _WORKING, (None, None))
+    _n_of_m(n, m, scores.shape[1])
+    mask: Tensor = _implementation("select_n_of_m", backend, scores)(scores, n, m)
+    return mask
+
+
+def _sweep_arguments(factor: Tensor, weights: Tensor) -> None:
+    _matrix("weights", weights, _WORKING, (None, None))
+    _matrix("factor", factor, (weights.dtype,), (weights.shape[1], weights.shape[1]))
+
+
+def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, backend: str = "auto") -> Tensor:
+    """SparseGPT's compensation inside a block, the triangular solve ``factor[q, q].T @ e[q] = weights[q]`` per row.
+
+    Args:
+        factor: (B, B), upper triangular: the block of :func:`inverse_factor`'s U. Float32 or float64.
+        weights: (c, B), same dtype.
+        mask: (c, B), bool.
+
+    Returns:
+        e (c, B), zero off the mask.
+    """
+    _sweep_arguments(factor, weights)
+    _matrix("mask", mask, (torch.bool,), tuple(weights.shape))
+    errors: Tensor = _implementation("column_sweep", backend, weights, factor, mask)(factor, weights, mask)
+    return errors
+
+
+def column_sweep_n_of_m(
+    factor: Tensor, weights: Tensor, n: int, m: int, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The same for n:m: each group's mask is chosen by ``(w / diag)^2`` when the sweep reaches the group.
+
+    Returns e (c, B) and the mask (c, B), bool. m must divide B.
+    """
+    _sweep_arguments(factor, weights)
+    _n_of_m(n, m, weights.shape[1])
+    errors, mask = _implementation("column_sweep_n_of_m", backend, weights, factor)(factor, weights, n, m)
+    return errors, mask
+
+
+def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backend: str = "auto") -> Tensor:
+    """``H <- (1 - t) H + t mean(x x.T)`` in place, accumulated in float32 (float64 for a float64 ``hessian``).
+
+    Args:
+        hessian: (b, b), float32 or float64, contiguous, symmetric; with ``weight = 1`` its content is ignored.
+        inputs: (..., b), float32, bfloat16, float16 or float64: one row per token.
+        weight: t, from 0 to 1: the share of the new tokens in all seen so far.
+
+    Returns:
+        ``hessian``.
+    """
+    _matrix("hessian", hessian, _WORKING, (None, None))
+    width = hessian.shape[0]
+    if inputs.dim() < 1 or inputs.shape[-1] != width or hessian.shape[1] != width:
+        raise ValueError(
+            f"hessian ({' x '.join(map(str, hessian.shape))}) must be b x b for inputs of width b, "
+            f"not {tuple(inputs.shape)}"
+        )
+    if not hessian.is_contiguous():
+        raise ValueError("hessian must be contiguous: it is updated in place")
+    flat = inputs.reshape(-1, width)
+    _matrix("inputs", flat, _INPUTS, (None, width))
+    if len(flat) == 0:
+        raise ValueError("inputs hold no tokens: their mean is undefined")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be from 0 to 1, not {weight}")
+    _implementation("accumulate_hessian", backend, hessian, flat)(hessian, flat, weight)
+    return hessian
+
+
+def damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``Hd = H + ridge I`` with ``ridge = damping * mean(live diagonal)``; a dead column's diagonal becomes that mean.
+
+    Args:
+        hessian: (b, b), symmetric. A column is dead where its diagonal is zero: its input is never used.
+        damping: relative to the mean of the live diagonal.
+
+    Returns:
+        Hd (b, b), a copy; the dead columns (b,), bool; and the ridge, 0-d.
+    """
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    live = (~dead).sum()
+    mean = torch.where(live > 0, diagonal.sum() / live.clamp(min=1), 1)
+    damped = hessian.clone()
+    damped.diagonal().copy_(torch.where(dead, mean, diagonal) + damping * mean)
+    return damped, dead, damping * mean
+
+
+def damping_schedule(damping: float) -> Iterator[float]:
+    """The dampings to try, each ten times the one before (after zero, 1e-4), up to 1.0."""
+    if damping < 0:
+        raise ValueError(f"damping must not be negative, not {damping}")
+    yield damping
+    while damping < MAX_DAMPING:
+        damping = min(MAX_DAMPING, max(10 * damping, 1e-4))
+        yield damping
+
+
+def inverse_factor_ex(
+    hessian: Tensor, damping: float, *, out: Tensor | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One attempt of :func:`inverse_factor`, unchecked: U, dead and the 0-d ``info`` (zero where it succeeded)."""
+    _matrix("hessian", hessian, _WORKING, (None, hessian.shape[0]))
+    out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
+    run = _implementation("inverse_factor", backend, hessian)
+    damped, dead, _ = damp(hessian, damping)
+    return out, dead, run(damped, out)
+
+
+def inverse_factor(
+    hessian: Tensor, damping: float = 0.01, *, out: Tensor | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor, float]:
+    """Upper triangular U with ``inverse(Hd) = U.T @ U``, Hd the damped Hessian (see :func:`damp`).
+
+    One factor gives every trailing inverse: ``inverse(Hd[j:, j:]) = U[j:, j:].T @ U[j:, j:]``.
+
+    Args:
+        hessian: (b, b), symmetric, float32 or float64.
+        damping: tried first; where the factorisation fails, ten times as much, up to 1.0.
+        out: (b, b), contiguous; overwritten.
+
+    Returns:
+        U (b, b), the dead columns (b,), and the damping used.
+
+    Raises:
+        torch.linalg.LinAlgError: no damping up to 1.0 makes the Hessian positive definite.
+    """
+    for attempt in damping_schedule(damping):
+        out, dead, info = inverse_factor_ex(hessian, attempt, out=out, backend=backend)
+        if int(info) == 0:
+            return out, dead, attempt
+    raise torch.linalg.LinAlgError("the Hessian is not positive definite with any damping up to 1.0")
+
+
+def row_energy(weights: Tensor, hessian: Tensor, *, backend: str = "auto") -> Tensor:
+    """``h_i = (W H W.T)_ii``, each row's mean squared output per token: the paper's row loss for outlier rows.
+
+    Args:
+        weights: (c, b), float32 or float64.
+        hessian: (b, b), same dtype, symmetric.
+
+    Returns:
+        h (c,).
+    """
+    _matrix("weights", weights, _WORKING, (None, None))
+    _matrix("hessian", hessian, (weights.dtype,), (weights.shape[1], weights.shape[1]))
+    energy: Tensor = _implementation("row_energy", backend, weights, hessian)(weights, hessian)
+    return energy
