@@ -1,13 +1,22 @@
-"""The C++ backend for CPU tensors: ``csrc/`` behind the interface of ``reference.py``."""
+"""The C++ backend for CPU tensors: ``csrc/`` behind the interface of ``reference.py``.
+
+The environment variable THANOS_ISA (avx512bf16, avx512, avx2 or portable) forces an instruction set below the best.
+"""
 
 from __future__ import annotations
+
+import os
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-try:
-    from thanos_kernels import _C
-except ImportError:  # a pure-PyTorch install
+if find_spec("thanos_kernels._C") is not None:
+    import thanos_kernels._C as _C
+
+    if "THANOS_ISA" in os.environ:
+        _C.use_isa(os.environ["THANOS_ISA"])
+else:  # a pure-PyTorch install
     _C = None  # type: ignore[assignment]
 
 

@@ -1,0 +1,104 @@
+// thanos_kernels._C: picks the instruction set and exposes the kernels of kernels.h to Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace thanos {
+
+#define TIER(name) namespace name { extern const Kernels table; }
+THANOS_TIERS
+#undef TIER
+
+namespace {
+
+struct Tier {
+    const char* name;
+    const Kernels* table;
+};
+
+const Tier kTiers[] = {  // best first
+#define TIER(name) {#name, &name::table},
+    THANOS_TIERS
+#undef TIER
+};
+
+bool supported(const char* tier) {
+    if (!std::strcmp(tier, "portable")) return true;
+#if defined(__x86_64__)
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (!std::strcmp(tier, "avx2")) return avx2;
+    if (!std::strcmp(tier, "avx512")) return avx512;
+    if (!std::strcmp(tier, "avx512bf16")) return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+    return false;
+}
+
+const Tier* best() {
+    const Tier* tier = kTiers;
+    while (!supported(tier->name)) ++tier;  // the last is portable
+    return tier;
+}
+
+const Tier* active = best();
+
+std::vector<std::string> supported_names() {
+    std::vector<std::string> names;
+    for (const Tier& tier : kTiers)
+        if (supported(tier.name)) names.push_back(tier.name);
+    return names;
+}
+
+void use_isa(const std::string& name) {
+    std::string have;
+    for (const Tier& tier : kTiers) {
+        if (!supported(tier.name)) continue;
+        if (name == tier.name) {
+            active = &tier;
+            return;
+        }
+        have += (have.empty() ? "" : ", ") + std::string(tier.name);
+    }
+    throw std::invalid_argument("instruction set '" + name + "' is not available on this machine: choose from " + have);
+}
+
+template <class T>
+using Plain = std::conditional_t<std::is_pointer_v<T>, std::uintptr_t, T>;
+
+template <class T>
+T restore(Plain<T> value) {
+    if constexpr (std::is_pointer_v<T>)
+        return reinterpret_cast<T>(value);
+    else
+        return value;
+}
+
+template <class... Arguments>
+void bind(py::module_& module, const char* name, void (*Kernels::*kernel)(Arguments...)) {
+    module.def(
+        name, [kernel](Plain<Arguments>... arguments) { (active->table->*kernel)(restore<Arguments>(arguments)...); },
+        py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+}  // namespace thanos
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "C++ kernels; arguments are unchecked addresses: call them through thanos_kernels.ops";
+    module.def("isa", [] { return thanos::active->name; }, "The instruction set in use.");
+    module.def("isas", &thanos::supported_names, "The instruction sets this machine can use, best first.");
+    module.def("use_isa", &thanos::use_isa, "Use this instruction set; ValueError if the machine lacks it.");
+#define KERNEL(name, ...) thanos::bind(module, #name, &thanos::Kernels::name);
+    THANOS_KERNELS(KERNEL)
+#undef KERNEL
+}
