@@ -1,3 +1,4 @@
+# ruff: noqa: N999
 # Pointers are addresses (``Tensor.data_ptr()``), strides count elements; see csrc/kernels.h.
 
 def isa() -> str: ...

@@ -27,13 +27,13 @@ def available() -> bool:
 
 def takes(operation: str, *tensors: Tensor) -> bool:
     """Whether ``operation`` on these CPU tensors has a native path: float32 throughout, 16-bit activations aside."""
-    return tensors[0].dtype == torch.float32
+    return operation in globals() and tensors[0].dtype == torch.float32
 
 
 def require(operation: str, *tensors: Tensor) -> None:
     """Refuse what the native backend cannot run, with the reason."""
     if not available():
-        raise RuntimeError("backend='native' needs the C++ extension: reinstall the package where a C++ compiler is found")
+        raise RuntimeError("backend='native' needs the C++ extension: reinstall the package with a C++ compiler at hand")
     if tensors[0].device.type != "cpu":
         raise ValueError(f"backend='native' runs on CPU tensors, not on {tensors[0].device}")
     if not takes(operation, *tensors):
