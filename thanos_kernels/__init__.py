@@ -1,6 +1,7 @@
 """The operations of the pruning engine, on tensors: each in plain PyTorch, in C++ for the CPU, in Triton for GPUs."""
 
 from thanos_kernels.ops import (
+    MAX_DAMPING,
     accumulate_hessian,
     backends,
     column_sweep,
@@ -9,6 +10,7 @@ from thanos_kernels.ops import (
     damping_schedule,
     inverse_factor,
     inverse_factor_ex,
+    live_mean,
     row_energy,
     row_solve,
     row_solve_ex,
@@ -18,6 +20,7 @@ from thanos_kernels.ops import (
 )
 
 __all__ = [
+    "MAX_DAMPING",
     "accumulate_hessian",
     "backends",
     "column_sweep",
@@ -26,6 +29,7 @@ __all__ = [
     "damping_schedule",
     "inverse_factor",
     "inverse_factor_ex",
+    "live_mean",
     "row_energy",
     "row_solve",
     "row_solve_ex",

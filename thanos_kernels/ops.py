@@ -216,7 +216,7 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, backend: str 
         e (c, B), zero off the mask.
     """
     _sweep_arguments(factor, weights)
-    _matrix("mask", mask, (torch.bool,), tuple(weights.shape))
+    _matrix("mask", mask, (torch.bool,), (weights.shape[0], weights.shape[1]))
     errors: Tensor = _implementation("column_sweep", backend, weights, factor, mask)(factor, weights, mask)
     return errors
 
@@ -264,6 +264,13 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backen
     return hessian
 
 
+def live_mean(hessian: Tensor) -> Tensor:
+    """The mean of the diagonal over live columns (those where it is not zero), 0-d; 1 where there is none."""
+    diagonal = hessian.diagonal()
+    live = (diagonal != 0).sum()
+    return torch.where(live > 0, diagonal.sum() / live.clamp(min=1), 1)
+
+
 def damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     """``Hd = H + ridge I`` with ``ridge = damping * mean(live diagonal)``; a dead column's diagonal becomes that mean.
 
@@ -275,9 +282,7 @@ def damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
         Hd (b, b), a copy; the dead columns (b,), bool; and the ridge, 0-d.
     """
     diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    live = (~dead).sum()
-    mean = torch.where(live > 0, diagonal.sum() / live.clamp(min=1), 1)
+    dead, mean = diagonal == 0, live_mean(hessian)
     damped = hessian.clone()
     damped.diagonal().copy_(torch.where(dead, mean, diagonal) + damping * mean)
     return damped, dead, damping * mean
