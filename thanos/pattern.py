@@ -28,7 +28,7 @@ class Unstructured:
         _check_share("sparsity", self.sparsity)
 
     def __str__(self) -> str:
-        return f"{self.sparsity:g}"
+        return repr(float(self.sparsity))
 
     def count(self, weights: int) -> int:
         """How many of ``weights`` are removed, rounded down."""
@@ -72,7 +72,7 @@ class Structured:
         _check_share("sparsity", self.sparsity)
 
     def __str__(self) -> str:
-        return f"structured:{self.sparsity:g}"
+        return f"structured:{float(self.sparsity)!r}"
 
     def columns(self, columns: int, outlier_fraction: float = 0.0) -> int:
         """``ceil(p b / (1 - alpha))``, how many columns are removed (design of the paper's algorithm 2)."""

@@ -290,8 +290,8 @@ def damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def damping_schedule(damping: float) -> Iterator[float]:
     """The dampings to try, each ten times the one before (after zero, 1e-4), up to 1.0."""
-    if damping < 0:
-        raise ValueError(f"damping must not be negative, not {damping}")
+    if not 0 <= damping < float("inf"):
+        raise ValueError(f"damping must be a finite number, zero or more, not {damping}")
     yield damping
     while damping < MAX_DAMPING:
         damping = min(MAX_DAMPING, max(10 * damping, 1e-4))
