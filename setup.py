@@ -22,11 +22,12 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 COMMON = ["bindings.cpp", "parallel.cpp"]
-KERNELS = ["table.cpp"]
+KERNELS = ["table.cpp", "sparse_linear.cpp"]
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-X86_TIERS = {"avx512bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": AVX2}
+AVX512 += ["-Wno-maybe-uninitialized"]  # g++ 12 warns of its own headers
+X86_TIERS = {"avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi2"], "avx512": AVX512, "avx2": AVX2}
 
 
 def find_compiler() -> list[str]:

@@ -5,8 +5,11 @@
 
 #include <cstdint>
 
+#include "sparse_kernels.h"
+
 #define THANOS_KERNELS(KERNEL) \
-    KERNEL(noop, int64_t count, int threads)
+    KERNEL(noop, int64_t count, int threads) \
+    THANOS_SPARSE_KERNELS(KERNEL)
 
 namespace thanos {
 

@@ -1,0 +1,148 @@
+// The compressed weights as sources of rows: `walk` hands the weights of one row, Lanes::kWidth at a time, to `use`.
+#pragma once
+
+#include "sparse_lanes.h"
+
+namespace thanos::THANOS_ISA {
+
+constexpr int kWord = 64;  // weights per mask word
+
+static inline int64_t words_of(int64_t columns) { return (columns + kWord - 1) / kWord; }
+
+// One bit per weight, rows padded with zeros to whole words, and the kept values; row r has values [starts[r], starts[r+1]).
+template <class Value>
+struct BitmaskRows {
+    using Vectors = Lanes<Value>;
+    const Value* values;
+    const uint64_t* bits;
+    const int64_t* starts;
+    int64_t rows, columns;
+
+    int64_t bytes_per_row() const {
+        return rows ? (starts[rows] * static_cast<int64_t>(sizeof(Value)) / rows + words_of(columns) * 8) : 0;
+    }
+
+    template <class Use>
+    void walk(int64_t row, Use&& use) const {
+        if (starts[row + 1] + Vectors::kWidth <= starts[rows])
+            walk_row<true>(row, use);
+        else
+            walk_row<false>(row, use);  // a whole vector could pass the end of the values
+    }
+
+private:
+    template <bool kWhole, class Use>
+    void walk_row(int64_t row, Use& use) const {
+        const Value* next = values + starts[row];
+        const uint64_t* mask = bits + row * words_of(columns);
+        for (int64_t word = 0; word < words_of(columns); ++word) {
+#pragma GCC unroll 8
+            for (int step = 0; step < kWord / Vectors::kWidth; ++step) {
+                uint64_t part = mask[word] >> step * Vectors::kWidth & ((uint64_t{1} << Vectors::kWidth) - 1);
+                int count = __builtin_popcountll(part);
+                auto packed = kWhole ? Vectors::load(next) : Vectors::load_first(next, count);
+                use(step, word * kWord + step * Vectors::kWidth, Vectors::expand(part, packed));
+                next += count;
+            }
+        }
+    }
+};
+
+// Turns row-major 2:4 metadata, one nibble i0 | i1 << 2 per group, into masks, one nibble per group; unused codes give 0.
+static inline void masks_of_24(const void* metadata, uint64_t masks[2]) {
+#if defined(__AVX2__)
+    const __m128i table = _mm_setr_epi8(0, 0, 0, 0, 3, 0, 0, 0, 5, 6, 0, 0, 9, 10, 12, 0), low = _mm_set1_epi8(15);
+    __m128i codes = _mm_loadu_si128(static_cast<const __m128i*>(metadata));
+    __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(codes, low));
+    __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(masks), _mm_or_si128(even, _mm_slli_epi16(odd, 4)));
+#else
+    constexpr uint64_t kTable = 0x0ca9006500030000;  // nibble `code` is its mask
+    std::memcpy(masks, metadata, 16);
+    for (int half = 0; half < 2; ++half) {
+        uint64_t codes = masks[half], result = 0;
+        for (int shift = 0; shift < 64; shift += 4) result |= (kTable >> (codes >> shift & 15) * 4 & 15) << shift;
+        masks[half] = result;
+    }
+#endif
+}
+
+// Row-major 2:4 of a 16-bit kind: columns / 2 values and columns / 16 words of metadata a row.
+template <class Value>
+struct Rows24 {
+    using Vectors = Lanes<Value>;
+    const Value* values;
+    const uint16_t* metadata;
+    int64_t rows, columns;
+
+    int64_t bytes_per_row() const { return columns / 2 * static_cast<int64_t>(sizeof(Value)) + columns / 8; }
+
+    template <class Use>
+    void walk(int64_t row, Use&& use) const {
+        if ((row + 1) * (columns / 2) + 2 * kWord <= rows * (columns / 2))
+            walk_row<true>(row, use);
+        else
+            walk_row<false>(row, use);
+    }
+
+private:
+    static constexpr int kBlock = 2 * kWord;  // weights in sixteen bytes of metadata
+
+    template <bool kWhole, class Use>
+    void walk_row(int64_t row, Use& use) const {
+        const Value* next = values + row * (columns / 2);
+        const uint16_t* codes = metadata + row * (columns / 16);
+        uint64_t masks[2];
+        int64_t column = 0;
+        for (; column + kBlock <= columns; column += kBlock, next += kBlock / 2) {
+            masks_of_24(codes + column / 16, masks);
+            walk_block<kWhole>(masks, column, kBlock / Vectors::kWidth, next, use);
+        }
+        if (column == columns) return;
+        uint16_t rest[kBlock / 16] = {};
+        std::memcpy(rest, codes + column / 16, (columns - column) / 16 * sizeof(uint16_t));
+        masks_of_24(rest, masks);
+        int steps = static_cast<int>((columns - column + Vectors::kWidth - 1) / Vectors::kWidth);
+        walk_block<false>(masks, column, steps, next, use);
+    }
+
+    template <bool kWhole, class Use>
+    static void walk_block(const uint64_t* masks, int64_t column, int steps, const Value* next, Use& use) {
+#pragma GCC unroll 16
+        for (int step = 0; step < kBlock / Vectors::kWidth; ++step) {
+            if (!kWhole && step >= steps) return;
+            int bit = step * Vectors::kWidth;
+            uint64_t part = masks[bit / kWord] >> bit % kWord & ((uint64_t{1} << Vectors::kWidth) - 1);
+            const Value* from = next + bit / 2;
+            auto packed = kWhole ? Vectors::load(from) : Vectors::load_first(from, __builtin_popcountll(part));
+            use(step % (kWord / Vectors::kWidth), column + bit, Vectors::expand(part, packed));
+        }
+    }
+};
+
+// Plain rows, for what was kept dense.
+template <class Value>
+struct DenseRows {
+    using Vectors = Lanes<Value>;
+    const Value* values;
+    int64_t rows, columns;
+
+    int64_t bytes_per_row() const { return columns * static_cast<int64_t>(sizeof(Value)); }
+
+    template <class Use>
+    void walk(int64_t row, Use&& use) const {
+        const Value* from = values + row * columns;
+        int64_t column = 0;
+        for (; column + 4 * Vectors::kWidth <= columns; column += 4 * Vectors::kWidth) {
+#pragma GCC unroll 4
+            for (int step = 0; step < 4; ++step) {
+                int64_t at = column + step * Vectors::kWidth;
+                use(step, at, Vectors::load(from + at));
+            }
+        }
+        for (; column + Vectors::kWidth <= columns; column += Vectors::kWidth) use(0, column, Vectors::load(from + column));
+        if (column < columns) use(0, column, Vectors::load_first(from + column, static_cast<int>(columns - column)));
+    }
+};
+
+}  // namespace thanos::THANOS_ISA
