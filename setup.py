@@ -22,7 +22,14 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 COMMON = ["bindings.cpp", "parallel.cpp"]
-KERNELS = ["table.cpp", "sparse_linear.cpp"]
+KERNELS = [
+    "table.cpp",
+    "row_solve.cpp",
+    "select.cpp",
+    "select_n_of_m.cpp",
+    "column_sweep.cpp",
+    "sparse_linear.cpp",
+]
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]

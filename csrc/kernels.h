@@ -8,7 +8,19 @@
 #include "sparse_kernels.h"
 
 #define THANOS_KERNELS(KERNEL) \
-    KERNEL(noop, int64_t count, int threads) \
+    KERNEL(row_solve, const float* gram, int64_t gram_stride, const float* weights, int64_t weights_stride, \
+           const uint8_t* mask, int64_t mask_stride, float* out, int32_t* info, int64_t rows, int64_t width, \
+           int threads) \
+    KERNEL(select_smallest, const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns, \
+           int64_t count, int64_t width, uint8_t* mask, int64_t* taken, int threads) \
+    KERNEL(select_per_row, const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns, \
+           int64_t count, uint8_t* mask, int threads) \
+    KERNEL(select_n_of_m, const float* scores, int64_t stride, int64_t rows, int64_t columns, int64_t n, int64_t m, \
+           uint8_t* mask, int threads) \
+    KERNEL(column_sweep, const float* factor, int64_t factor_stride, const float* weights, int64_t stride, \
+           const uint8_t* mask, int64_t mask_stride, float* errors, int64_t rows, int64_t width, int threads) \
+    KERNEL(column_sweep_n_of_m, const float* factor, int64_t factor_stride, const float* weights, int64_t stride, \
+           int64_t n, int64_t m, float* errors, uint8_t* mask, int64_t rows, int64_t width, int threads) \
     THANOS_SPARSE_KERNELS(KERNEL)
 
 namespace thanos {

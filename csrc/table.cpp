@@ -3,8 +3,6 @@
 
 namespace thanos::THANOS_ISA {
 
-void noop(int64_t, int) {}
-
 extern const Kernels table;
 const Kernels table = {
 #define KERNEL(name, ...) name,
