@@ -26,7 +26,7 @@ def available() -> bool:
 
 
 def takes(operation: str, *tensors: Tensor) -> bool:
-    """Whether ``operation`` on these CPU tensors has a native path: float32 throughout, 16-bit activations aside."""
+    """Whether ``operation`` has a kernel for these CPU tensors: float32 throughout, 16-bit activations aside."""
     return operation in globals() and tensors[0].dtype == torch.float32
 
 
@@ -36,5 +36,116 @@ def require(operation: str, *tensors: Tensor) -> None:
         raise RuntimeError("backend='native' needs the C++ extension: reinstall the package with a C++ compiler at hand")
     if tensors[0].device.type != "cpu":
         raise ValueError(f"backend='native' runs on CPU tensors, not on {tensors[0].device}")
-    if not takes(operation, *tensors):
+    if tensors[0].dtype != torch.float32:
         raise TypeError(f"{operation}: backend='native' takes float32, not {tensors[0].dtype}; use backend='reference'")
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    """The matrix with contiguous rows, whatever lies between them."""
+    return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
+
+
+def row_solve(gram: Tensor, weights: Tensor, mask: Tensor, out: Tensor, info: Tensor) -> None:
+    """As ``reference.row_solve``, sixteen rows at a time."""
+    gram, weights, mask = _rows(gram), _rows(weights), _rows(mask)
+    _C.row_solve(
+        gram.data_ptr(),
+        gram.stride(0),
+        weights.data_ptr(),
+        weights.stride(0),
+        mask.data_ptr(),
+        mask.stride(0),
+        out.data_ptr(),
+        info.data_ptr(),
+        *weights.shape,
+        torch.get_num_threads(),
+    )
+
+
+def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """As ``reference.select_smallest``, in about one pass over the weights."""
+    weights, norms, count = _rows(weights), norms.contiguous(), int(count)
+    if not 0 <= count <= weights.numel():
+        raise ValueError(f"count must be from 0 to {weights.numel()}, not {count}")
+    mask = torch.empty((len(weights), width), dtype=torch.bool)
+    taken = torch.empty((), dtype=torch.int64)
+    _C.select_smallest(
+        weights.data_ptr(),
+        weights.stride(0),
+        norms.data_ptr(),
+        *weights.shape,
+        count,
+        width,
+        mask.data_ptr(),
+        taken.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return mask, taken
+
+
+def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
+    """As ``reference.select_per_row``, without a sort."""
+    weights, norms = _rows(weights), norms.contiguous()
+    mask = torch.empty(weights.shape, dtype=torch.bool)
+    if mask.numel():
+        _C.select_per_row(
+            weights.data_ptr(),
+            weights.stride(0),
+            norms.data_ptr(),
+            *weights.shape,
+            count,
+            mask.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return mask
+
+
+def select_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """As ``reference.select_n_of_m``, without a sort."""
+    scores = _rows(scores)
+    mask = torch.empty(scores.shape, dtype=torch.bool)
+    if mask.numel():
+        _C.select_n_of_m(
+            scores.data_ptr(), scores.stride(0), *scores.shape, n, m, mask.data_ptr(), torch.get_num_threads()
+        )
+    return mask
+
+
+def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    """As ``reference.column_sweep``, rows in lanes."""
+    factor, weights, mask = _rows(factor), _rows(weights), _rows(mask)
+    errors = torch.empty(weights.shape)
+    if errors.numel():
+        _C.column_sweep(
+            factor.data_ptr(),
+            factor.stride(0),
+            weights.data_ptr(),
+            weights.stride(0),
+            mask.data_ptr(),
+            mask.stride(0),
+            errors.data_ptr(),
+            *weights.shape,
+            torch.get_num_threads(),
+        )
+    return errors
+
+
+def column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+    """As ``reference.column_sweep_n_of_m``, rows in lanes."""
+    factor, weights = _rows(factor), _rows(weights)
+    errors = torch.empty(weights.shape)
+    mask = torch.empty(weights.shape, dtype=torch.bool)
+    if errors.numel():
+        _C.column_sweep_n_of_m(
+            factor.data_ptr(),
+            factor.stride(0),
+            weights.data_ptr(),
+            weights.stride(0),
+            n,
+            m,
+            errors.data_ptr(),
+            mask.data_ptr(),
+            *weights.shape,
+            torch.get_num_threads(),
+        )
+    return errors, mask
