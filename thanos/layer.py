@@ -8,6 +8,7 @@ it *selects* a mask, *compensates* by errors E with ``V[:, q].T @ e = w[q]`` for
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -121,6 +122,17 @@ def check_pattern(pattern: Pattern, rows: int, columns: int, outlier_fraction: f
     if _outliers(rows, outlier_fraction) == rows:
         raise ValueError(f"outlier fraction {outlier_fraction:g} makes each of the layer's {rows} rows an outlier")
     pattern.validate(rows, columns, outlier_fraction)
+
+
+def check_options(
+    pattern: Pattern, method: str, block_size: int | None, outlier_fraction: float, damping: float
+) -> None:
+    """Raise ValueError where the options of :func:`prune_weight` could suit no layer."""
+    method_named(method)
+    _block_size(pattern, block_size)
+    next(kernels.damping_schedule(damping))
+    if not isinstance(pattern, SemiStructured):
+        check_pattern(pattern, sys.maxsize, 1, outlier_fraction)
 
 
 def _outliers(rows: int, outlier_fraction: float) -> int:

@@ -1,0 +1,212 @@
+"""Reading models and writing them back. Weights are taken and given back one decoder block at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class BlockStore(Protocol):
+    """Where the walk gets each decoder block from, and where it leaves it."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, device: torch.device) -> nn.Module:
+        """The block, its weights on ``device``."""
+        ...
+
+    def store(self, index: int) -> None:
+        """The block is done: its weights may leave the device."""
+        ...
+
+
+class MemoryStore:
+    """Blocks of a model that lies in memory; each goes to the device while it is worked on."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self._blocks = blocks
+        self._homes: dict[int, torch.device] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def load(self, index: int, device: torch.device) -> nn.Module:
+        block = self._blocks[index]
+        self._homes[index] = next(block.parameters()).device
+        return block.to(device)
+
+    def store(self, index: int) -> None:
+        self._blocks[index].to(self._homes.pop(index))
+
+
+def load_config(model: str) -> Any:
+    """The configuration of a causal language model.
+
+    Args:
+        model: a directory, the path of a ``.gguf`` file, or a name on the Hugging Face hub.
+
+    Raises:
+        ValueError: there is no such model, it cannot be read, or it is no decoder-only causal language model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = _read(model, AutoConfig.from_pretrained)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{model} is an encoder-decoder ({config.model_type}); only decoder-only models are pruned")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{model} is no causal language model that transformers knows (its type is {config.model_type})"
+        )
+    return config
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of ``model`` (as in :func:`load_config`)."""
+    from transformers import AutoTokenizer
+
+    return _read(model, AutoTokenizer.from_pretrained)
+
+
+def load_model(model: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Any:
+    """A causal language model in evaluation mode.
+
+    Args:
+        model: a directory, the path of a ``.gguf`` file (dequantised), or a name on the Hugging Face hub.
+        dtype: of the weights; None keeps the checkpoint's own.
+        device: None leaves it on the CPU.
+
+    Raises:
+        ValueError: as :func:`load_config`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    load_config(model)
+    loaded = _read(model, AutoModelForCausalLM.from_pretrained, dtype=dtype or "auto")
+    if is_gguf(model):
+        _forget_quantisation(loaded)
+    return loaded.eval() if device is None else loaded.eval().to(device)
+
+
+def is_gguf(model: str) -> bool:
+    return model.lower().endswith(".gguf")
+
+
+def max_length(config: Any) -> int | None:
+    """The longest sequence a model takes, in tokens; None where it has no limit."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def _read(model: str, reader: Any, **options: Any) -> Any:
+    """Call a ``from_pretrained``, its many errors made one sentence."""
+    path = Path(model)
+    if is_gguf(model):
+        if not path.is_file():
+            raise ValueError(f"there is no GGUF file {model}")
+        options["gguf_file"], path = path.name, path.parent
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{model} is no model directory: it holds no config.json")
+    elif path.exists() or _looks_like_path(model):
+        raise ValueError(f"{model} is no model directory, no .gguf file and no name on the Hugging Face hub")
+    try:
+        return reader(str(path) if "gguf_file" in options or path.is_dir() else model, **options)
+    except ImportError as error:
+        raise ValueError(f"{model} needs a package that is not installed: {_first_sentence(error)}") from error
+    except Exception as error:  # the readers raise whatever their parsers raise
+        raise ValueError(f"cannot read the model {model}: {_first_sentence(error)}") from error
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or not model
+
+
+def _first_sentence(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".:")
+
+
+def _forget_quantisation(model: Any) -> None:
+    """The weights of a GGUF file were dequantised: nothing of its quantisation may be saved with them."""
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    model.hf_quantizer = None
+    model.is_quantized = False
+
+
+def check_target(target: Path, *, overwrite: bool, source: str | None = None) -> None:
+    """Refuse, before any work, an output directory that could not be written in the end.
+
+    Raises:
+        ValueError: it exists and ``overwrite`` is not set, it is not a model directory that could be replaced, it is
+            the model ``source`` itself, or its parent cannot be written.
+    """
+    target = target.absolute()
+    if source is not None and target.exists() and Path(source).exists() and target.samefile(source):
+        raise ValueError(f"the output {target} is the model itself; choose another directory")
+    if os.path.lexists(target):
+        if not overwrite:
+            raise ValueError(f"the output {target} exists; choose another or pass --overwrite")
+        if target.is_symlink() or not target.is_dir():
+            raise ValueError(f"the output {target} is not a directory; choose another")
+        if any(target.iterdir()) and not (target / "config.json").is_file():
+            raise ValueError(f"the output {target} does not hold a model, so it is not overwritten; choose another")
+    parent = next(folder for folder in target.parents if os.path.lexists(folder))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".thanos-", dir=parent))
+    except OSError as error:
+        raise ValueError(f"cannot write the output {target}: {error.strerror or error} ({parent})") from error
+
+
+@contextmanager
+def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new directory beside ``target`` that becomes ``target`` when the body ends well, else vanishes."""
+    check_target(target, overwrite=overwrite)
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        _replace(target, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _replace(target: Path, folder: Path) -> None:
+    if not target.exists():
+        folder.rename(target)
+        return
+    old = folder.with_suffix(".old")
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write model, generation configuration and tokenizer as ``from_pretrained`` reads them, in the model's dtype."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,86 @@
+"""How much memory activations take, and how much there is."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from thanos.blocks import Call
+
+
+class PeakMemory(TorchDispatchMode):
+    """Within its body, counts the bytes of tensors that operations create and that are alive at the same time.
+
+    What a kernel allocates inside and frees again is not seen.
+
+    Attributes:
+        peak: the largest number of bytes alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._alive = 0
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in given:
+                self._add(leaf.untyped_storage())
+        return output
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._storages.clear()
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._storages:
+            return
+
+        def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
+            self._alive -= size
+            self._storages.pop(key, None)
+
+        self._storages[key] = weakref.ref(storage, freed)
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
+
+
+def bytes_per_sample(block: nn.Module, call: Call, hidden: Tensor) -> int:
+    """What one sample takes while a block runs, in bytes: its hidden states and all that is alive at the worst moment.
+
+    Args:
+        hidden: (1, length, width), hidden states of one sample.
+    """
+    with PeakMemory() as memory:
+        call(block, hidden)
+    return memory.peak + hidden.nbytes
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; on the CPU what the machine, or its control group, still gives."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free = min(free, int(lines["MemAvailable"].split()[0]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    limit, current = group / "memory.max", group / "memory.current"
+    if limit.exists() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(current.read_text()))
+    return max(0, free)

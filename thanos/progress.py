@@ -1,0 +1,124 @@
+"""What a person sees while a model is pruned: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Column
+
+from thanos.model import Progress
+
+
+class Display(Protocol):
+    """Shows how far the work is."""
+
+    def walked(self, progress: Progress) -> None:
+        """A layer is about to be pruned, or was."""
+        ...
+
+    def scored(self, done: int, windows: int) -> None:
+        """A window of text was scored."""
+        ...
+
+
+@contextmanager
+def display(console: Console) -> Iterator[Display]:
+    """A display for the body."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+        TextColumn("{task.fields[what]}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[left]}", justify="right", table_column=Column(no_wrap=True)),
+        console=console,
+        expand=True,
+        transient=True,
+        refresh_per_second=4,
+    ) as bars:
+        yield _Live(bars)
+
+
+def short_name(layer: str) -> str:
+    """A layer's name inside its block: ``model.layers.3.mlp.up_proj`` is ``mlp.up_proj``."""
+    return re.split(r"\.\d+\.", layer, maxsplit=1)[-1]
+
+
+def duration(seconds: float) -> str:
+    """``75`` is ``1:15``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _left(progress: Progress) -> float | None:
+    if not progress.done:
+        return None
+    return progress.seconds / progress.done * (progress.layers - progress.done)
+
+
+class _Live:
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+        self._loss = ""
+
+    def walked(self, progress: Progress) -> None:
+        if progress.relative_loss is not None:
+            self._loss = f"loss {progress.relative_loss:.1e}"
+        left = _left(progress)
+        self._show(
+            f"block {progress.block + 1}/{progress.blocks}",
+            f"{short_name(progress.layer)}  {self._loss}",
+            f"{duration(left)} left" if left is not None else "",
+            progress.done,
+            progress.layers,
+        )
+
+    def scored(self, done: int, windows: int) -> None:
+        self._show("perplexity", f"window {done}/{windows}", "", done, windows)
+
+    def _show(self, description: str, what: str, left: str, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._bars.add_task(description, total=total, what=what, left=left)
+        self._bars.update(self._task, description=description, completed=done, total=total, what=what, left=left)
+
+
+class _Lines:
+    """One line a block."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._block = -1
+        self._worst: tuple[float, str] = (-1.0, "")
+        self._last: Progress | None = None
+
+    def walked(self, progress: Progress) -> None:
+        if self._last is not None and progress.block != self._last.block:
+            self._flush(self._last)
+            self._worst = (-1.0, "")
+        if progress.relative_loss is not None:
+            self._worst = max(self._worst, (progress.relative_loss, short_name(progress.layer)))
+            self._last = progress
+            if progress.done == progress.layers:
+                self._flush(progress)
+
+    def scored(self, done: int, windows: int) -> None:
+        """Plain output says the result only."""
+
+    def _flush(self, progress: Progress) -> None:
+        loss, name = self._worst
+        left = _left(progress) or 0.0
+        self._console.print(
+            f"block {progress.block + 1}/{progress.blocks}: largest relative loss {loss:.1e} in {name}; "
+            f"{duration(progress.seconds)} gone, {duration(left)} left",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,278 @@
+"""``python -m thanos.prune MODEL --output DIR``: prune a model from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import re
+import signal
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from click.core import ParameterSource
+from rich.console import Console
+
+from thanos.layer import check_options
+from thanos.methods import METHODS
+from thanos.pattern import Pattern, parse_pattern
+
+_INTERRUPTED = 130
+
+
+class _Command(click.Command):
+    """A command whose every error is one line on stderr."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        extra["standalone_mode"] = False
+        try:
+            sys.exit(super().main(*args, **extra))
+        except click.ClickException as error:
+            message = " ".join(error.format_message().split())
+            click.echo(f"Error: {message}", err=True)
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Error: interrupted; nothing was written", err=True)
+            sys.exit(_INTERRUPTED)
+
+
+def _parsed(parse: Any) -> Any:
+    """A click callback from a function that raises ValueError."""
+
+    def callback(_: click.Context, __: click.Parameter, value: Any) -> Any:
+        try:
+            return value if value is None else parse(value)
+        except (ValueError, RuntimeError, re.error) as error:
+            raise click.BadParameter(str(error).splitlines()[0]) from None
+
+    return callback
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "meta":
+        raise ValueError("the meta device holds no weights")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _regex(text: str) -> str:
+    re.compile(text)
+    return text
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not a finite number")
+    return number
+
+
+def _source(name: str) -> str:
+    from thanos.calibrate import check_source
+
+    check_source(name)
+    return name
+
+
+_TEXT = "c4|wikitext2|builtin|FILE"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The command's arguments, checked as far as they can be without the model."""
+
+    model: str
+    output: Path
+    pattern: Pattern
+    method: str
+    block_size: int | None
+    outlier_fraction: float
+    damping: float
+    calibration: str
+    samples: int
+    sequence_length: int
+    passes: int | None
+    seed: int
+    device: torch.device | None
+    dtype: str
+    exclude: str | None
+    evaluate: str | None
+    overwrite: bool
+
+
+@click.command(cls=_Command, context_settings={"max_content_width": 100, "show_default": True})
+@click.argument("model")
+@click.option(
+    "--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where the pruned model goes."
+)
+@click.option(
+    "--pattern",
+    default="0.5",
+    callback=_parsed(parse_pattern),
+    help="What to remove: a share of the weights (0.5 or 50%), n of every m (2:4), or whole columns (structured:0.3).",
+)
+@click.option("--method", default="thanos", type=click.Choice(list(METHODS)), help="How to choose and compensate.")
+@click.option("--block-size", type=click.IntRange(min=1), help="Columns per block.  [default: 128; 512 for n:m]")
+@click.option(
+    "--outlier-fraction",
+    default=0.0,
+    type=click.FloatRange(0, 1, max_open=True),
+    callback=_parsed(_finite),
+    help="Share of each layer's rows, those with the largest output, to leave untouched.",
+)
+@click.option(
+    "--damping",
+    default=0.01,
+    type=click.FloatRange(min=0),
+    callback=_parsed(_finite),
+    help="Added to the Hessian's diagonal, relative to its mean.",
+)
+@click.option("--calibration", default="c4", metavar=_TEXT, callback=_parsed(_source), help="Text to prune on.")
+@click.option("--samples", default=128, type=click.IntRange(min=1), help="Calibration samples.")
+@click.option(
+    "--sequence-length",
+    default=2048,
+    type=click.IntRange(min=2),
+    help="Tokens in a sample; the default is lowered to what the model takes.",
+)
+@click.option(
+    "--passes",
+    type=click.IntRange(1, 2),
+    help="Forwards through each block: 1 needs memory for all samples at once.  [default: 1 if that fits, else 2]",
+)
+@click.option("--seed", default=0, type=click.IntRange(0, 2**63 - 1), help="Of the choice of samples.")
+@click.option("--device", callback=_parsed(_device), help="Where to work, such as cpu or cuda:0.  [default: cpu]")
+@click.option(
+    "--dtype",
+    default="auto",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the weights, the forwards and the saved model; auto is the checkpoint's own.",
+)
+@click.option("--exclude", metavar="REGEX", callback=_parsed(_regex), help="Leave layers with such names dense.")
+@click.option("--evaluate", metavar=_TEXT, callback=_parsed(_source), help="Text for perplexity before and after.")
+@click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.pass_context
+def main(context: click.Context, /, debug: bool, **options: Any) -> None:
+    """Prune the causal language model MODEL and save it in DIR.
+
+    MODEL is a directory, a .gguf file, or a name on the Hugging Face hub. DIR can be loaded with from_pretrained; its
+    pruning.json tells what was done to each layer.
+
+    \b
+    Examples:
+      python -m thanos.prune ./llama --output ./llama-50 --calibration my-text.jsonl
+      python -m thanos.prune gpt2 --output ./gpt2-24 --pattern 2:4 --evaluate wikitext2
+    """
+    default_length = context.get_parameter_source("sequence_length") is ParameterSource.DEFAULT
+    try:
+        _run(_Run(**options), default_length, Console())
+    except Exception as error:
+        if debug:
+            raise
+        raise click.ClickException(_sentence(error)) from error
+
+
+def _sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
+def _run(run: _Run, default_length: bool, console: Console) -> None:
+    """Check, read, prune and write; what is cheap to refuse comes first."""
+    from thanos import checkpoint
+    from thanos.calibrate import load_samples
+    from thanos.evaluate import check_windows, load_tokens, perplexity
+    from thanos.model import prune_model
+    from thanos.progress import display
+    from thanos.report import print_summary
+
+    _silence()
+    check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)
+    checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
+    length = _length(run, checkpoint.max_length(checkpoint.load_config(run.model)), default_length)
+    tokenizer = checkpoint.load_tokenizer(run.model)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say(f"reading calibration text from {run.calibration}")
+    samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed)
+    text = load_tokens(run.evaluate, tokenizer) if run.evaluate else None
+    if text is not None:
+        check_windows(text, length)
+    say(f"reading the model {run.model}")
+    dtype = checkpoint.DTYPES.get(run.dtype)
+    model = checkpoint.load_model(run.model, dtype, run.device)
+
+    scores: dict[str, Any] = {}
+
+    def score(name: str) -> None:
+        if text is None:
+            return
+        with display(console) as shown:
+            value = perplexity(model, None, text, sequence_length=length, progress=shown.scored)
+        say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
+        scores.update({name: value, "source": run.evaluate, "sequence_length": length})
+
+    score("dense")
+    with display(console) as shown:
+        report = prune_model(
+            model,
+            samples.tokens,
+            run.pattern,
+            method=run.method,
+            block_size=run.block_size,
+            outlier_fraction=run.outlier_fraction,
+            damping=run.damping,
+            exclude=run.exclude,
+            passes=run.passes,
+            device=run.device,
+            progress=shown.walked,
+        )
+    score("pruned")
+    report = dataclasses.replace(
+        report,
+        options={**report.options, "model": run.model, "dtype": str(model.dtype).removeprefix("torch.")},
+        calibration=samples.provenance(),
+        perplexity=scores,
+    )
+    with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
+        checkpoint.save_model(model, tokenizer, folder)
+        report.write(folder)
+    print_summary(report, console)
+    say(f"saved in {run.output}")
+
+
+def _length(run: _Run, limit: int | None, default: bool) -> int:
+    if limit is None or run.sequence_length <= limit:
+        return run.sequence_length
+    if default:
+        return limit
+    raise ValueError(
+        f"--sequence-length {run.sequence_length} is longer than the {limit} tokens that {run.model} takes"
+    )
+
+
+def _silence() -> None:
+    """Only this command speaks: the libraries' warnings and bars stay out of its output."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main()

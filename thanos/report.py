@@ -1,0 +1,129 @@
+"""What a pruning run did, layer by layer: the record that ``pruning.json`` keeps and the terminal's summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+FILE_NAME = "pruning.json"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One pruned layer.
+
+    Attributes:
+        name: full name in the model.
+        shape: (c, b), out features x in features.
+        sparsity: share of its weights that were removed.
+        loss: ``tr((W' - W) H (W' - W).T)``, the mean squared output error per token.
+        relative_loss: ``loss`` over the mean squared output ``tr(W H W.T)``.
+        damping: the damping used; more than was asked for where a factorisation failed.
+        shared_with: the first layer that received the very same input, whose Hessian this one used; None if its own.
+        tokens: calibration tokens its Hessian was taken from.
+        seconds: time per step: hessian, factor, select, solve, update, loss.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    sparsity: float
+    loss: float
+    relative_loss: float
+    damping: float
+    shared_with: str | None
+    tokens: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A whole run.
+
+    Attributes:
+        method, pattern: what was asked for.
+        nominal_sparsity: the pattern's.
+        effective_sparsity: removed weights over all weights of the blocks' linear layers, those left dense included.
+        options: every option of the run.
+        layers: the pruned layers, in the order of pruning.
+        excluded: layers left dense because they were excluded.
+        dense: layers left dense for another reason, with the reason.
+        passes: forwards per block: 1 or 2.
+        seconds: of the walk: forward, hessian, prune, other, total.
+        calibration: where the samples came from (see :class:`thanos.calibrate.Samples`).
+        perplexity: by name (``dense``, ``pruned``), with the text and the sequence length, if evaluated.
+    """
+
+    method: str
+    pattern: str
+    nominal_sparsity: float
+    effective_sparsity: float
+    options: dict[str, Any]
+    layers: list[LayerReport]
+    excluded: list[str]
+    dense: dict[str, str]
+    passes: int
+    seconds: dict[str, float]
+    calibration: dict[str, Any] = field(default_factory=dict)
+    perplexity: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the versions that made them."""
+        return {**dataclasses.asdict(self), "versions": versions()}
+
+    def write(self, folder: Path) -> None:
+        """Write ``pruning.json`` into ``folder``."""
+        text = json.dumps(_json_numbers(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _json_numbers(value: Any) -> Any:
+    """The value with null for NaN and infinity, such as the perplexity of a model that overflows."""
+    if isinstance(value, dict):
+        return {key: _json_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_numbers(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in ("thanos-pruning", "torch", "transformers", "datasets", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def print_summary(report: ModelReport, console: Console) -> None:
+    """A few lines: sparsity, losses, time, perplexity."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    sparsity = f"{report.effective_sparsity:.2%} of {len(report.layers)} layers"
+    if abs(report.effective_sparsity - report.nominal_sparsity) > 5e-5:
+        sparsity += f" (nominal {report.nominal_sparsity:.2%})"
+    table.add_row("pruned", f"{report.method}, {report.pattern}")
+    table.add_row("sparsity", sparsity)
+    if report.layers:
+        losses = sorted(layer.relative_loss for layer in report.layers)
+        worst = max(report.layers, key=lambda layer: layer.relative_loss)
+        table.add_row("relative loss", f"median {losses[len(losses) // 2]:.2e}, worst {losses[-1]:.2e} in {worst.name}")
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items() if name != "total")
+    table.add_row("seconds", f"{report.seconds['total']:.1f} ({parts})")
+    if report.perplexity:
+        before, after = report.perplexity["dense"], report.perplexity["pruned"]
+        table.add_row("perplexity", f"{before:.2f} dense, {after:.2f} pruned ({report.perplexity['source']})")
+    console.print(table)
+    for name, reason in report.dense.items():
+        console.print(f"[yellow]left dense:[/] {name} ({reason})", highlight=False)
