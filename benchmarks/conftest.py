@@ -18,7 +18,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture
-def ge_row(request: pytest.FixtureRequest):  # noqa: ANN201
+def ge_row(request: pytest.FixtureRequest):
     """Call it with (name, value in GE, what to reach or None) to add a line to the summary."""
     rows: list[tuple[str, float, float | None]] = getattr(request.config, "ge_rows", [])
     request.config.ge_rows = rows  # type: ignore[attr-defined]

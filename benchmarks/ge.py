@@ -1,4 +1,4 @@
-"""The unit of the layer benchmarks: one GE is the time of a dense c x b x b float32 product, measured in the same run."""
+"""The unit of the layer benchmarks: one GE is the time of a dense c x b x b float32 product in the same run."""
 
 from __future__ import annotations
 

