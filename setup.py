@@ -28,6 +28,7 @@ KERNELS = [
     "select.cpp",
     "select_n_of_m.cpp",
     "column_sweep.cpp",
+    "hessian.cpp",
     "sparse_linear.cpp",
 ]
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall"]

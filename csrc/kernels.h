@@ -21,6 +21,8 @@
            const uint8_t* mask, int64_t mask_stride, float* errors, int64_t rows, int64_t width, int threads) \
     KERNEL(column_sweep_n_of_m, const float* factor, int64_t factor_stride, const float* weights, int64_t stride, \
            int64_t n, int64_t m, float* errors, uint8_t* mask, int64_t rows, int64_t width, int threads) \
+    KERNEL(accumulate_hessian, float* hessian, int64_t width, const void* inputs, int64_t stride, int64_t tokens, \
+           int kind, float keep, float scale, int threads) \
     THANOS_SPARSE_KERNELS(KERNEL)
 
 namespace thanos {

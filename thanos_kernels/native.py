@@ -19,6 +19,8 @@ if find_spec("thanos_kernels._C") is not None:
 else:  # a pure-PyTorch install
     _C = None  # type: ignore[assignment]
 
+_INPUT_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as csrc/hessian.cpp numbers them
+
 
 def available() -> bool:
     """Whether the extension was built."""
@@ -149,3 +151,21 @@ def column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int) -> tupl
             torch.get_num_threads(),
         )
     return errors, mask
+
+
+def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float) -> None:
+    """As ``reference.accumulate_hessian``, computing one triangle; bfloat16 by its own units where there are some."""
+    if inputs.dtype == torch.float64:
+        inputs = inputs.float()
+    inputs = _rows(inputs)
+    _C.accumulate_hessian(
+        hessian.data_ptr(),
+        len(hessian),
+        inputs.data_ptr(),
+        inputs.stride(0),
+        len(inputs),
+        _INPUT_KINDS[inputs.dtype],
+        1 - weight,
+        weight / len(inputs),
+        torch.get_num_threads(),
+    )
