@@ -84,9 +84,9 @@ inline Vec multiply_add(Vec sum, Vec a, Vec b) {
     return sum + a * b;
 }
 
-// sums = a.T b over packed steps; a and b point into panels.
+// sums = a.T b over packed steps; a and b point into panels. Not inlined: it needs every register for itself.
 template <bool pairs>
-inline void product(const float* a, const float* b, int64_t steps, Vec (&sums)[kRows][kVectors]) {
+__attribute__((noinline)) void product(const float* a, const float* b, int64_t steps, Vec (&sums)[kRows][kVectors]) {
     Vec total[kRows][kVectors] = {};
     for (int64_t step = 0; step < steps; ++step, a += kWidth, b += kWidth) {
         Vec right[kVectors];

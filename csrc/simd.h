@@ -30,7 +30,15 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
-inline Vec broadcast(float value) { return Vec{} + value; }
+inline Vec broadcast(float value) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vec>(_mm512_set1_ps(value));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Vec>(_mm256_set1_ps(value));
+#else
+    return Vec{value, value, value, value};
+#endif
+}
 
 inline Vec choose(IntVec condition, Vec yes, Vec no) { return condition ? yes : no; }
 
