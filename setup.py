@@ -3,13 +3,19 @@
 A kernel source is compiled once per instruction set, each time into a namespace of its own, and the best is picked at
 run time. To add a kernel: list its file in KERNELS and its signature in csrc/kernels.h.
 
-Environment: CXX names the compiler, THANOS_NO_EXTENSION=1 installs without the extension (pure PyTorch).
+csrc/*.cu is compiled as well where nvcc is found, with the CUDA runtime linked statically: the result imports on
+machines without a GPU.
+
+Environment: CXX names the compiler, THANOS_NO_EXTENSION=1 installs without the extension (pure PyTorch). THANOS_CUDA=0
+leaves the CUDA sources out, THANOS_CUDA=1 insists on them; THANOS_CUDA_ARCHS lists the architectures ("80;90+PTX";
+"+PTX" adds code that newer GPUs compile themselves); THANOS_WERROR=1 turns compiler warnings into errors.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,7 +27,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path(__file__).resolve().parent / "csrc"
-COMMON = ["bindings.cpp", "parallel.cpp"]
+COMMON = ["bindings.cpp", "bindings_cuda.cpp", "parallel.cpp"]
 KERNELS = [
     "table.cpp",
     "row_solve.cpp",
@@ -30,7 +36,10 @@ KERNELS = [
     "column_sweep.cpp",
     "hessian.cpp",
     "sparse_linear.cpp",
+    "pack_24.cpp",
 ]
+CUDA_KERNELS = ["pack_24.cu"]
+CUDA_ARCHITECTURES = "80;90+PTX"
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
@@ -68,6 +77,30 @@ def find_tiers(compiler: list[str]) -> dict[str, list[str]]:
     return {**{name: flags for name, flags in tiers.items() if compiles(flags)}, "portable": []}
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler, from CUDA_HOME or PATH; None where there is none or THANOS_CUDA=0."""
+    wanted = os.environ.get("THANOS_CUDA")
+    if wanted in ("", "0"):
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = (shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None) or shutil.which("nvcc")
+    if nvcc is None and wanted is not None:
+        raise SystemExit("error: THANOS_CUDA asks for the CUDA kernels, but no nvcc is on PATH or under CUDA_HOME")
+    return nvcc
+
+
+def cuda_flags() -> list[str]:
+    """nvcc's flags for the architectures of THANOS_CUDA_ARCHS."""
+    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
+    for entry in os.environ.get("THANOS_CUDA_ARCHS", CUDA_ARCHITECTURES).replace(",", ";").split(";"):
+        number, ptx, rest = entry.strip().partition("+PTX")
+        if not re.fullmatch(r"\d+[af]?", number) or rest:
+            raise SystemExit(f"error: THANOS_CUDA_ARCHS must read like '80;90+PTX', and {entry!r} does not")
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"] if ptx else []
+    return flags
+
+
 def ninja_file(compiler: list[str], output: Path) -> str:
     """The text of build.ninja: common sources once, kernel sources once per tier, one link."""
     import pybind11
@@ -75,6 +108,10 @@ def ninja_file(compiler: list[str], output: Path) -> str:
     tiers = find_tiers(compiler)
     includes = ["-I" + sysconfig.get_path("include"), "-I" + pybind11.get_include()]
     names = "".join(f"TIER({name})" for name in tiers)
+    nvcc = find_nvcc()
+    if nvcc:
+        includes.append("-DTHANOS_CUDA")
+    strict = os.environ.get("THANOS_WERROR", "0") not in ("", "0")
     objects = {}
     for source in COMMON:
         objects[f"{Path(source).stem}.o"] = (source, [*includes, f"'-DTHANOS_TIERS={names}'"])
@@ -82,18 +119,36 @@ def ninja_file(compiler: list[str], output: Path) -> str:
         for source in KERNELS:
             objects[f"{Path(source).stem}.{tier}.o"] = (source, [*flags, f"-DTHANOS_ISA={tier}"])
     link = ["-undefined", "dynamic_lookup", "-bundle"] if sys.platform == "darwin" else ["-shared", "-Wl,-s"]
+    linker = f"$cxx $in -o $out -pthread {' '.join(link)}"
+    if nvcc:  # it knows where its static runtime is
+        linker = f"$nvcc -ccbin {compiler[0]} $in -o $out -cudart static -shared -Xcompiler -pthread -Xlinker -s"
     lines = [
         f"cxx = {shlex.join(compiler)}",
         "rule compile",
-        f"  command = $cxx {' '.join(FLAGS)} $flags -MMD -MF $out.d -c $in -o $out",
+        f"  command = $cxx {' '.join(FLAGS)}{' -Werror' * strict} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = $cxx $in -o $out -pthread {' '.join(link)}",
+        f"  command = {linker}",
     ]
+    if nvcc:
+        flags = cuda_flags() + (["-Werror", "all-warnings", "-Xcompiler", "-Werror"] if strict else [])
+        lines += [
+            f"nvcc = {shlex.quote(nvcc)}",
+            "rule cuda",
+            f"  command = $nvcc -ccbin {compiler[0]} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+        cuda = {f"{Path(source).stem}.cuda.o": source for source in CUDA_KERNELS}
+        lines += [f"build {target}: cuda {escape(CSRC / source)}" for target, source in cuda.items()]
     for target, (source, extra) in objects.items():
         lines += [f"build {target}: compile {escape(CSRC / source)}", f"  flags = {' '.join(extra)}"]
-    lines += [f"build {escape(output)}: link {' '.join(objects)}", f"default {escape(output)}", ""]
+    lines += [
+        f"build {escape(output)}: link {' '.join([*objects, *(cuda if nvcc else [])])}",
+        f"default {escape(output)}",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -113,7 +168,7 @@ class NinjaBuild(build_ext):
         if build.returncode:
             raise SystemExit(
                 "error: compiling csrc/ failed (messages above): it needs a C++17 compiler such as g++ 9 or clang 10; "
-                "set THANOS_NO_EXTENSION=1 to install without the C++ extension"
+                "set THANOS_CUDA=0 to leave out the CUDA sources, THANOS_NO_EXTENSION=1 to install without any"
             )
 
 
@@ -121,6 +176,6 @@ pure = os.environ.get("THANOS_NO_EXTENSION", "0") not in ("", "0")
 extension = Extension(
     "thanos_kernels._C",
     sources=[f"csrc/{name}" for name in [*COMMON, *KERNELS]],
-    depends=[f"csrc/{header.name}" for header in sorted(CSRC.glob("*.h"))],
+    depends=[f"csrc/{header.name}" for header in sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cu*")])],
 )
 setup(ext_modules=[] if pure else [extension], cmdclass={"build_ext": NinjaBuild})

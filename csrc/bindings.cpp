@@ -14,6 +14,8 @@ namespace py = pybind11;
 
 namespace thanos {
 
+void bind_cuda(py::module_& module);
+
 #define TIER(name) namespace name { extern const Kernels table; }
 THANOS_TIERS
 #undef TIER
@@ -101,4 +103,5 @@ PYBIND11_MODULE(_C, module) {
 #define KERNEL(name, ...) thanos::bind(module, #name, &thanos::Kernels::name);
     THANOS_KERNELS(KERNEL)
 #undef KERNEL
+    thanos::bind_cuda(module);
 }

@@ -18,4 +18,8 @@
     KERNEL(bitmask_decode, const void* values, const uint64_t* bits, const int64_t* starts, int64_t rows,          \
            int64_t columns, int64_t first, int64_t count, void* out, int item_size, int threads)                   \
     KERNEL(sparse24_decode, const void* values, const uint16_t* metadata, int64_t rows, int64_t columns,           \
-           int64_t first, int64_t count, void* out, int item_size, int threads)
+           int64_t first, int64_t count, void* out, int item_size, int threads)                                    \
+    KERNEL(pack_24, const void* weights, void* values, void* metadata, int64_t* offender, int64_t rows,            \
+           int64_t columns, int item_size, bool pairs, int layout, int threads)                                    \
+    KERNEL(unpack_24, const void* values, const void* metadata, void* weights, int64_t* offender, int64_t rows,    \
+           int64_t columns, int item_size, bool pairs, int layout, int threads)

@@ -157,16 +157,17 @@ struct Lanes {
 
 #else
 
+// Plain loops, which compilers for other processors turn into what vectors they have.
 template <class Value>
 struct Lanes {
-    static constexpr int kWidth = 8;
+    static constexpr int kWidth = 32;
     using Activation = float;
     struct Vector {
-        float lane[8];
+        float lane[kWidth];
     };
     using Sum = Vector;
 
-    static Vector load(const Value* values) { return load_first(values, 8); }
+    static Vector load(const Value* values) { return load_first(values, kWidth); }
     static Vector load_first(const Value* values, int count) {
         Vector result = {};
         for (int i = 0; i < count; ++i) result.lane[i] = to_float(values[i]);
@@ -174,7 +175,7 @@ struct Lanes {
     }
     static Vector expand(uint64_t mask, const Vector& values) {
         Vector result;
-        for (int i = 0, next = 0; i < 8; ++i) {
+        for (int i = 0, next = 0; i < kWidth; ++i) {
             bool kept = mask >> i & 1;
             result.lane[i] = kept ? values.lane[next] : 0.0f;
             next += kept;
@@ -183,7 +184,7 @@ struct Lanes {
     }
     static void store(float* out, const Vector& weights) { std::memcpy(out, weights.lane, sizeof weights.lane); }
     static void store(bfloat16* out, const Vector& weights) {
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kWidth; ++i) {
             uint32_t bits;
             std::memcpy(&bits, &weights.lane[i], sizeof bits);
             out[i].bits = static_cast<uint16_t>(bits >> 16);
@@ -191,7 +192,7 @@ struct Lanes {
     }
     static Sum zero() { return {}; }
     static Sum multiply_add(Sum sum, const Vector& weights, const float* activations) {
-        for (int i = 0; i < 8; ++i) sum.lane[i] += weights.lane[i] * activations[i];
+        for (int i = 0; i < kWidth; ++i) sum.lane[i] += weights.lane[i] * activations[i];
         return sum;
     }
     static float total(const Sum& sum) {

@@ -1,5 +1,6 @@
 // Linear layers with compressed weights for few tokens: y = x W^T + bias, reading the weights once, the sums in float32.
 #include <algorithm>
+#include <type_traits>
 
 #include "parallel.h"
 #include "sparse_rows.h"
@@ -48,7 +49,7 @@ template <int kTokens, class Rows, class Activation, class Value>
 void multiply(const Rows& weights, const Activation* inputs, int64_t stride, const Linear& call, int64_t token,
               int64_t begin, int64_t end, const Value* bias, Value* outputs) {
     using Vectors = typename Rows::Vectors;
-    constexpr int kSums = kTokens == 1 ? 4 : kTokens == 2 ? 2 : 1;  // independent sums hide the latency of an addition
+    constexpr int kSums = kTokens == 1 ? 4 : 1;  // independent sums hide the latency of an addition
     for (int64_t row = begin; row < end; ++row) {
         typename Vectors::Sum sums[kTokens][kSums];
         for (auto& of_token : sums)
@@ -84,10 +85,12 @@ void linear(const Rows& weights, const Linear& call) {
                 multiply<kTokens>(weights, x, inputs.stride, call, token, begin, end, bias, outputs);
                 token += kTokens;
             };
-            if (left >= kBlock) run(std::integral_constant<int, kBlock>());
-            else if (left >= 4) run(std::integral_constant<int, 4>());
-            else if (left >= 2) run(std::integral_constant<int, 2>());
-            else run(std::integral_constant<int, 1>());
+            if (left >= kBlock)
+                run(std::integral_constant<int, kBlock>());
+            else if (left >= kBlock / 2)
+                run(std::integral_constant<int, kBlock / 2>());
+            else
+                run(std::integral_constant<int, 1>());
         }
     });
 }

@@ -18,9 +18,11 @@ from thanos_kernels.ops import (
     select_per_row,
     select_smallest,
 )
+from thanos_kernels.pack import Packed24, pack_24, unpack_24
 
 __all__ = [
     "MAX_DAMPING",
+    "Packed24",
     "accumulate_hessian",
     "backends",
     "column_sweep",
@@ -30,10 +32,12 @@ __all__ = [
     "inverse_factor",
     "inverse_factor_ex",
     "live_mean",
+    "pack_24",
     "row_energy",
     "row_solve",
     "row_solve_ex",
     "select_n_of_m",
     "select_per_row",
     "select_smallest",
+    "unpack_24",
 ]
