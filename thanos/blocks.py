@@ -222,7 +222,7 @@ class Capture:
             for index, block in enumerate(self.decoder.blocks):
                 stack.enter_context(_replaced_forward(block, recorder(index)))
             with suppress(_Stopped):
-                run_model(self._model, tokens)
+                run_model(_without_head(self._model), tokens)
         return first[0], calls
 
     def _keep_once(self, tensor: Tensor) -> Tensor:
@@ -239,6 +239,12 @@ def run_model(model: nn.Module, tokens: Tensor) -> Any:
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     return model(input_ids=tokens.to(embedding.weight.device), **cache)
+
+
+def _without_head(model: nn.Module) -> nn.Module:
+    body = getattr(model, "base_model", model)
+    assert isinstance(body, nn.Module)
+    return body
 
 
 def _no_chain(model: nn.Module) -> ValueError:
@@ -265,7 +271,7 @@ def _watch(model: nn.Module, blocks: list[nn.Module], tokens: Tensor) -> tuple[l
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
             stack.callback(block.register_forward_hook(watcher(index), with_kwargs=True).remove)
-        run_model(model, tokens)
+        run_model(_without_head(model), tokens)
     if not order or len(set(order)) < len(order) or len(set(shapes)) > 1:
         raise _no_chain(model)
     return order, outputs, shapes[0]

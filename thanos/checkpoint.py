@@ -78,21 +78,26 @@ def load_tokenizer(model: str) -> Any:
     return _read(model, AutoTokenizer.from_pretrained)
 
 
-def load_model(model: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Any:
+def load_model(
+    model: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None, *, config: Any = None
+) -> Any:
     """A causal language model in evaluation mode.
 
     Args:
         model: a directory, the path of a ``.gguf`` file (dequantised), or a name on the Hugging Face hub.
         dtype: of the weights; None keeps the checkpoint's own.
         device: None leaves it on the CPU.
+        config: what :func:`load_config` returned for it, to save reading it again.
 
     Raises:
         ValueError: as :func:`load_config`.
     """
     from transformers import AutoModelForCausalLM
 
-    load_config(model)
-    loaded = _read(model, AutoModelForCausalLM.from_pretrained, dtype=dtype or "auto")
+    options = {"config": config or load_config(model), "dtype": dtype or "auto"}
+    if is_gguf(model):
+        options["quantization_config"] = _dequantised()
+    loaded = _read(model, AutoModelForCausalLM.from_pretrained, **options)
     if is_gguf(model):
         _forget_quantisation(loaded)
     return loaded.eval() if device is None else loaded.eval().to(device)
@@ -135,6 +140,15 @@ def _looks_like_path(model: str) -> bool:
 def _first_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".:")
+
+
+def _dequantised() -> Any:
+    """Older versions of transformers unpack a GGUF file in any case; newer ones where they are told to."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return None
+    return GgufConfig(dequantize=True)
 
 
 def _forget_quantisation(model: Any) -> None:

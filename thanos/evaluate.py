@@ -59,11 +59,12 @@ def perplexity(
         ValueError: the text is shorter than a window, or the windows are longer than the model takes.
     """
     limit = max_length(model.config)
-    length = sequence_length or min(_DEFAULT_LENGTH, limit or _DEFAULT_LENGTH)
+    length = sequence_length if sequence_length is not None else min(_DEFAULT_LENGTH, limit or _DEFAULT_LENGTH)
     if length < 2 or (limit is not None and length > limit):
-        raise ValueError(
-            f"the sequence length must be from 2 to the {limit or 'many'} tokens the model takes, not {length}"
-        )
+        takes = f"from 2 to the {limit} tokens the model takes" if limit else "at least 2"
+        raise ValueError(f"the sequence length must be {takes}, not {length}")
+    if windows is not None and windows < 1:
+        raise ValueError(f"windows must be at least 1, not {windows}")
     tokens = source if isinstance(source, Tensor) else load_tokens(source, tokenizer)
     check_windows(tokens, length)
     count = min(len(tokens) // length, windows or len(tokens))

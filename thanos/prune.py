@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import re
 import signal
 import sys
@@ -189,6 +190,7 @@ def _sentence(error: BaseException) -> str:
 
 def _run(run: _Run, default_length: bool, console: Console) -> None:
     """Check, read, prune and write; what is cheap to refuse comes first."""
+    _silence()
     from thanos import checkpoint
     from thanos.calibrate import load_samples
     from thanos.evaluate import check_windows, load_tokens, perplexity
@@ -196,10 +198,10 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     from thanos.progress import display
     from thanos.report import print_summary
 
-    _silence()
     check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)
     checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
-    length = _length(run, checkpoint.max_length(checkpoint.load_config(run.model)), default_length)
+    config = checkpoint.load_config(run.model)
+    length = _length(run, checkpoint.max_length(config), default_length)
     tokenizer = checkpoint.load_tokenizer(run.model)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(f"reading calibration text from {run.calibration}")
@@ -208,8 +210,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     if text is not None:
         check_windows(text, length)
     say(f"reading the model {run.model}")
-    dtype = checkpoint.DTYPES.get(run.dtype)
-    model = checkpoint.load_model(run.model, dtype, run.device)
+    model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), run.device, config=config)
 
     scores: dict[str, Any] = {}
 
@@ -262,6 +263,7 @@ def _length(run: _Run, limit: int | None, default: bool) -> int:
 
 def _silence() -> None:
     """Only this command speaks: the libraries' warnings and bars stay out of its output."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     import datasets
     import transformers
 
