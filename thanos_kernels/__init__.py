@@ -1,9 +1,9 @@
 """The operations of the pruning engine, on tensors: each in plain PyTorch, in C++ for the CPU, in Triton for GPUs."""
 
+from thanos_kernels.dispatch import backends
 from thanos_kernels.ops import (
     MAX_DAMPING,
     accumulate_hessian,
-    backends,
     column_sweep,
     column_sweep_n_of_m,
     damp,

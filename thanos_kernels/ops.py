@@ -1,52 +1,24 @@
-"""The public operations: arguments are checked here, once, and a backend is picked here, once.
+"""The public operations: arguments are checked here, once.
 
 ``backend`` is ``"auto"`` (Triton for CUDA and ROCm tensors, native C++ for CPU tensors, the reference for anything
-else), or the name of one. A backend is a module with functions named as in ``reference.py``; what it does not define,
-or cannot take (float64), ``"auto"`` leaves to the reference.
+else), or the name of one; ``dispatch.py`` picks. A backend is a module with functions named as in ``reference.py``; what
+it does not define, or cannot take (float64), ``"auto"`` leaves to the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from thanos_kernels import linalg, native, reference
+from thanos_kernels import library
+from thanos_kernels.dispatch import check, implementation
 
 MAX_DAMPING = 1.0
 _WORKING = (torch.float32, torch.float64)
 _INPUTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def backends() -> list[str]:
-    """Names of the backends this installation can run."""
-    return ["reference"] + (["native"] if native.available() else [])
-
-
-def _implementation(operation: str, backend: str, *tensors: Tensor) -> Callable[..., Any]:
-    """The function that runs ``operation`` on these tensors; they must share a device."""
-    devices = {str(tensor.device) for tensor in tensors}
-    if len(devices) > 1:
-        raise ValueError(f"{operation}: the tensors lie on different devices ({', '.join(sorted(devices))})")
-    if backend == "auto":
-        on_cpu = tensors[0].device.type == "cpu"
-        backend = "native" if on_cpu and native.available() and native.takes(operation, *tensors) else "reference"
-        if backend == "reference" and hasattr(linalg, operation):
-            return _function(linalg, operation)
-    if backend == "reference":
-        return _function(reference, operation)
-    if backend == "native":
-        native.require(operation, *tensors)
-        return _function(native if hasattr(native, operation) else linalg, operation)
-    raise ValueError(f"backend must be 'auto', 'native' or 'reference', not {backend!r}")
-
-
-def _function(module: ModuleType, operation: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(module, operation)
-    return function
 
 
 def _matrix(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, int | None]) -> None:
@@ -98,6 +70,7 @@ def row_solve_ex(
     *,
     out: Tensor | None = None,
     info: Tensor | None = None,
+    workspace: int = 0,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """For each row i with masked columns q, solve ``gram[q, q] @ x = weights[i, q]``.
@@ -110,6 +83,8 @@ def row_solve_ex(
         mask: (c, B), bool. Rows with nothing and rows with everything masked are both fine.
         out: (c, B), contiguous; overwritten.
         info: (c,) int32; overwritten.
+        workspace: bytes of device memory the Triton backend may work in, rows being taken in chunks that fit; 0 for its
+            own choice, 512 MiB. The others work in a few MiB.
 
     Returns:
         The multipliers (c, B), zero off the mask, and ``info``: 0 where a row was solved, else the 1-based column at
@@ -119,11 +94,13 @@ def row_solve_ex(
     rows, width = weights.shape
     _matrix("gram", gram, (weights.dtype,), (width, width))
     _matrix("mask", mask, (torch.bool,), (rows, width))
-    run = _implementation("row_solve", backend, weights, gram, mask)
+    if workspace < 0:
+        raise ValueError(f"workspace must be a number of bytes, or 0, not {workspace}")
+    check("row_solve", backend, weights, gram, mask)
     out = _output("out", out, (rows, width), weights, weights.dtype)
     info = _output("info", info, (rows,), weights, torch.int32)
     if out.numel():
-        run(gram, weights, mask, out, info)
+        library.row_solve(gram, weights, mask, out, info, workspace, backend)
     else:
         info.zero_()
     return out, info
@@ -134,7 +111,7 @@ def row_solve(
 ) -> Tensor:
     """As :func:`row_solve_ex`, raising ``torch.linalg.LinAlgError`` for a system that is not positive definite."""
     out, info = row_solve_ex(gram, weights, mask, out=out, backend=backend)
-    if bool(info.any()):
+    if not isinstance(info, FakeTensor) and bool(info.any()):
         row = int(info.ne(0).nonzero()[0])
         raise torch.linalg.LinAlgError(
             f"row_solve: the system of row {row} is not positive definite (column {int(info[row]) - 1}); "
@@ -164,10 +141,12 @@ def select_smallest(
         raise ValueError(f"width must be from 0 to {weights.shape[1]}, not {width}")
     if not isinstance(count, Tensor) and not 0 <= count <= weights.numel():
         raise ValueError(f"count must be from 0 to {weights.numel()}, not {count}")
-    run = _implementation("select_smallest", backend, weights, norms)
+    check("select_smallest", backend, weights, norms)
     if weights.numel() == 0 or width == 0:
         return weights.new_zeros((len(weights), width), dtype=torch.bool), weights.new_zeros((), dtype=torch.int64)
-    mask, taken = run(weights, norms, count, width)
+    if not isinstance(count, Tensor):
+        count = torch.full((), count, dtype=torch.int64, device=weights.device)
+    mask, taken = library.select_smallest(weights, norms, count, width, backend)
     return mask, taken
 
 
@@ -180,7 +159,8 @@ def select_per_row(weights: Tensor, norms: Tensor, count: int, *, backend: str =
     _norms(norms, weights)
     if not 0 <= count <= weights.shape[1]:
         raise ValueError(f"count must be from 0 to {weights.shape[1]}, not {count}")
-    mask: Tensor = _implementation("select_per_row", backend, weights, norms)(weights, norms, count)
+    check("select_per_row", backend, weights, norms)
+    mask: Tensor = library.select_per_row(weights, norms, count, backend)
     return mask
 
 
@@ -195,7 +175,8 @@ def select_n_of_m(scores: Tensor, n: int, m: int, *, backend: str = "auto") -> T
     """
     _matrix("scores", scores, _WORKING, (None, None))
     _n_of_m(n, m, scores.shape[1])
-    mask: Tensor = _implementation("select_n_of_m", backend, scores)(scores, n, m)
+    check("select_n_of_m", backend, scores, group=m)
+    mask: Tensor = library.select_n_of_m(scores, n, m, backend)
     return mask
 
 
@@ -217,7 +198,8 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, backend: str 
     """
     _sweep_arguments(factor, weights)
     _matrix("mask", mask, (torch.bool,), (weights.shape[0], weights.shape[1]))
-    errors: Tensor = _implementation("column_sweep", backend, weights, factor, mask)(factor, weights, mask)
+    check("column_sweep", backend, weights, factor, mask)
+    errors: Tensor = library.column_sweep(factor, weights, mask, backend)
     return errors
 
 
@@ -230,7 +212,8 @@ def column_sweep_n_of_m(
     """
     _sweep_arguments(factor, weights)
     _n_of_m(n, m, weights.shape[1])
-    errors, mask = _implementation("column_sweep_n_of_m", backend, weights, factor)(factor, weights, n, m)
+    check("column_sweep_n_of_m", backend, weights, factor, group=m)
+    errors, mask = library.column_sweep_n_of_m(factor, weights, n, m, backend)
     return errors, mask
 
 
@@ -260,7 +243,8 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backen
         raise ValueError("inputs hold no tokens: their mean is undefined")
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must be from 0 to 1, not {weight}")
-    _implementation("accumulate_hessian", backend, hessian, flat)(hessian, flat, weight)
+    check("accumulate_hessian", backend, hessian, flat)
+    library.accumulate_hessian(hessian, flat, float(weight), backend)
     return hessian
 
 
@@ -304,7 +288,8 @@ def inverse_factor_ex(
     """One attempt of :func:`inverse_factor`, unchecked: U, dead and the 0-d ``info`` (zero where it succeeded)."""
     _matrix("hessian", hessian, _WORKING, (None, hessian.shape[0]))
     out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
-    run = _implementation("inverse_factor", backend, hessian)
+    check("inverse_factor", backend, hessian)
+    run = implementation("inverse_factor", backend, hessian)
     damped, dead, _ = damp(hessian, damping)
     return out, dead, run(damped, out)
 
@@ -346,5 +331,6 @@ def row_energy(weights: Tensor, hessian: Tensor, *, backend: str = "auto") -> Te
     """
     _matrix("weights", weights, _WORKING, (None, None))
     _matrix("hessian", hessian, (weights.dtype,), (weights.shape[1], weights.shape[1]))
-    energy: Tensor = _implementation("row_energy", backend, weights, hessian)(weights, hessian)
+    check("row_energy", backend, weights, hessian)
+    energy: Tensor = implementation("row_energy", backend, weights, hessian)(weights, hessian)
     return energy
