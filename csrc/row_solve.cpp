@@ -5,7 +5,7 @@
 // to its diagonal, 4 vectors. Columns are factored kPanel at a time, so that what a tile product reads stays in cache.
 #include "kernels.h"
 #include "parallel.h"
-#include "simd.h"
+#include "row_gather.h"
 
 namespace thanos::THANOS_ISA {
 namespace {
@@ -16,20 +16,19 @@ constexpr int64_t kPanel = 64;
 
 inline int64_t tile_row(int64_t index) { return kT * kT * index * (index + 1) / 2; }
 
+constexpr int64_t kSpare = 16;  // vectors that spreading may write past the end
+
 struct Group {
-    Vec* lower;         // tile rows
-    Vec* inverse;       // of the diagonal
-    Vec* right;         // right-hand sides, then the solution
-    int32_t* columns;   // [lane][size]: masked columns
-    float* gathered;    // [kLanes][columns rounded up]: rows of the gram matrix at the masked columns
-    int64_t size;       // a multiple of kT
-    int64_t counts[kLanes];
-    IntVec failed;      // 1-based index within the system, or 0
+    Vec* lower;     // tile rows
+    Vec* inverse;   // of the diagonal
+    Vec* right;     // right-hand sides, then the solution
+    int64_t size;   // a multiple of kT
+    IntVec failed;  // 1-based index within the system, or 0
 };
 
 // rows[r][c] of a tile -= sum over k of a[k][r] b[k][c]
 template <int columns>
-inline void subtract_tile(Vec* tile, const Vec* a, const Vec* b, int64_t depth) {
+__attribute__((noinline)) void subtract_tile(Vec* tile, const Vec* a, const Vec* b, int64_t depth) {
     Vec sums[kT][columns];
     for (int r = 0; r < kT; ++r)
         for (int c = 0; c < columns; ++c) sums[r][c] = tile[c * kT + r];
@@ -69,7 +68,7 @@ inline void factor_tile(Vec* tile, Vec* inverse, IntVec& failed, int32_t first) 
     }
 }
 
-void factor(Group& group) {
+__attribute__((noinline)) void factor(Group& group) {
     int64_t tiles = group.size / kT, panel = kPanel / kT;
     for (int64_t start = 0; start < tiles; start += panel) {
         for (int64_t i = start; i < tiles; ++i) {
@@ -90,7 +89,7 @@ void factor(Group& group) {
 }
 
 // Forward, then backward substitution in place of the right-hand sides.
-void substitute(Group& group) {
+__attribute__((noinline)) void substitute(Group& group) {
     int64_t tiles = group.size / kT;
     for (int64_t i = 0; i < tiles; ++i) {
         const Vec* row = group.lower + tile_row(i);
@@ -121,51 +120,21 @@ void substitute(Group& group) {
     }
 }
 
-// Fills the group's tiles with gram[q_i, q_k] for k <= i in each lane, the padding with the identity.
-void gather(Group& group, const float* gram, int64_t stride) {
-    for (int64_t i = 0; i < group.size; ++i) {
-        float* place = reinterpret_cast<float*>(group.lower + tile_row(i / kT) + i % kT);
-        for (int lane = 0; lane < kLanes; ++lane) {
-            const int32_t* columns = group.columns + lane * group.size;
-            float* to = place + lane;
-            if (i < group.counts[lane]) {
-                const float* from = gram + columns[i] * stride;
-                for (int64_t k = 0; k <= i; ++k) to[k * kT * kLanes] = from[columns[k]];
-            } else {
-                for (int64_t k = 0; k < i; ++k) to[k * kT * kLanes] = 0.0f;
-                to[i * kT * kLanes] = 1.0f;
-            }
-        }
-    }
-}
-
-int32_t list_columns(const uint8_t* mask, int64_t width, int32_t* columns) {
-    int32_t count = 0;
-    for (int64_t j = 0; j < width; ++j) {
-        columns[count] = static_cast<int32_t>(j);
-        count += mask[j] & 1;
-    }
-    return count;
-}
-
-int64_t count_columns(const uint8_t* mask, int64_t width) {
-    int64_t count = 0;
-    for (int64_t j = 0; j < width; ++j) count += mask[j] & 1;
-    return count;
-}
-
 }  // namespace
 
 void row_solve(const float* gram, int64_t gram_stride, const float* weights, int64_t weights_stride,
                const uint8_t* mask, int64_t mask_stride, float* out, int32_t* info, int64_t rows, int64_t width,
                int threads) {
     // A counting sort of the rows, largest systems first.
-    Workspace order_space((2 * rows + width + 2) * sizeof(int64_t));
+    int64_t words = ceil_div(width, kChunk);
+    Workspace order_space((2 * rows + width + 2) * sizeof(int64_t) + rows * words * sizeof(uint16_t));
     int64_t* counts = reinterpret_cast<int64_t*>(order_space.data());
     int64_t* order = counts + rows;
     int64_t* starts = order + rows;
+    uint16_t* bits = reinterpret_cast<uint16_t*>(starts + width + 2);
     parallel_for(threads, rows, maximum(1, 65536 / width), [&](int64_t begin, int64_t end, int) {
-        for (int64_t row = begin; row < end; ++row) counts[row] = count_columns(mask + row * mask_stride, width);
+        for (int64_t row = begin; row < end; ++row)
+            counts[row] = pack_mask(mask + row * mask_stride, width, bits + row * words);
     });
     std::memset(starts, 0, (width + 2) * sizeof(int64_t));
     for (int64_t row = 0; row < rows; ++row) ++starts[width - counts[row] + 1];
@@ -173,9 +142,9 @@ void row_solve(const float* gram, int64_t gram_stride, const float* weights, int
     for (int64_t row = 0; row < rows; ++row) order[starts[width - counts[row]]++] = row;
 
     int64_t largest = ceil_div(counts[order[0]], kT) * kT;
-    size_t lower_bytes = tile_row(largest / kT) * sizeof(Vec), vector_bytes = (largest + 1) * sizeof(Vec);
-    size_t columns_bytes = (kLanes * largest + width) * sizeof(int32_t);
-    size_t bytes = (lower_bytes + 2 * vector_bytes + columns_bytes + 63) / 64 * 64;
+    size_t lower_bytes = (tile_row(largest / kT) + kT * kSpare) * sizeof(Vec);
+    size_t vector_bytes = (largest + kSpare) * sizeof(Vec);
+    size_t bytes = (lower_bytes + 2 * vector_bytes + Lists::bytes(largest, width) + 63) / 64 * 64;
     Workspace space(bytes * threads);
     parallel_for(threads, ceil_div(rows, kLanes), 1, [&](int64_t begin, int64_t end, int worker) {
         char* own = space.data() + worker * bytes;
@@ -183,35 +152,33 @@ void row_solve(const float* gram, int64_t gram_stride, const float* weights, int
         group.lower = reinterpret_cast<Vec*>(own);
         group.inverse = reinterpret_cast<Vec*>(own + lower_bytes);
         group.right = reinterpret_cast<Vec*>(own + lower_bytes + vector_bytes);
-        group.columns = reinterpret_cast<int32_t*>(own + lower_bytes + 2 * vector_bytes);
+        Lists lists(own + lower_bytes + 2 * vector_bytes, largest, width);
         for (int64_t index = begin; index < end; ++index) {
             const int64_t* members = order + index * kLanes;
             int lanes = static_cast<int>(minimum(kLanes, rows - index * kLanes));
             group.size = ceil_div(counts[members[0]], kT) * kT;
             group.failed = IntVec{};
-            float* right = reinterpret_cast<float*>(group.right);
-            std::memset(right, 0, group.size * sizeof(Vec));
             for (int lane = 0; lane < kLanes; ++lane) {
-                group.counts[lane] = 0;
+                lists.counts[lane] = 0;
+                std::memset(lists.rows + lane * lists.stride, 0, group.size * sizeof(float));
                 if (lane >= lanes) continue;
-                int64_t row = members[lane];
-                // Listing writes one entry past the count, into the next lane's list or the spare room at the end.
-                int32_t* columns = group.columns + lane * group.size;
-                group.counts[lane] = list_columns(mask + row * mask_stride, width, columns);
-                for (int64_t i = 0; i < group.counts[lane]; ++i)
-                    right[i * kLanes + lane] = weights[row * weights_stride + columns[i]];
+                lists.fill(lane, bits + members[lane] * words);
+                compress(lists, lane, weights + members[lane] * weights_stride, words);
             }
-            gather(group, gram, gram_stride);
+            spread(lists, group.size, group.right, 1);
+            for (int64_t i = 0; i < group.size; ++i)
+                gather_row(lists, gram, gram_stride, i, group.lower + tile_row(i / kT) + i % kT, kT);
             factor(group);
             substitute(group);
+            const float* solution = reinterpret_cast<const float*>(group.right);
             for (int lane = 0; lane < lanes; ++lane) {
                 int64_t row = members[lane];
-                const int32_t* columns = group.columns + lane * group.size;
+                const int32_t* columns = lists.columns + lane * lists.stride;
                 int32_t failed = group.failed[lane];
                 info[row] = failed ? columns[failed - 1] + 1 : 0;
                 std::memset(out + row * width, 0, width * sizeof(float));
-                for (int64_t i = 0; i < (failed ? 0 : group.counts[lane]); ++i)
-                    out[row * width + columns[i]] = right[i * kLanes + lane];
+                for (int64_t i = 0; i < (failed ? 0 : lists.counts[lane]); ++i)
+                    out[row * width + columns[i]] = solution[i * kLanes + lane];
             }
         }
     });
