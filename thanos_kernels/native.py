@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if find_spec("thanos_kernels._C") is not None:
-    import thanos_kernels._C as _C
+    from thanos_kernels import _C as _C
 
     if "THANOS_ISA" in os.environ:
         _C.use_isa(os.environ["THANOS_ISA"])
@@ -35,7 +35,7 @@ def takes(operation: str, *tensors: Tensor) -> bool:
 def require(operation: str, *tensors: Tensor) -> None:
     """Refuse what the native backend cannot run, with the reason."""
     if not available():
-        raise RuntimeError("backend='native' needs the C++ extension: reinstall the package with a C++ compiler at hand")
+        raise RuntimeError("backend='native' needs the C++ extension: reinstall the package where there is a compiler")
     if tensors[0].device.type != "cpu":
         raise ValueError(f"backend='native' runs on CPU tensors, not on {tensors[0].device}")
     if tensors[0].dtype != torch.float32:
