@@ -59,7 +59,8 @@ def row_solve(gram: Tensor, weights: Tensor, mask: Tensor, out: Tensor, info: Te
         mask.stride(0),
         out.data_ptr(),
         info.data_ptr(),
-        *weights.shape,
+        len(weights),
+        weights.shape[1],
         torch.get_num_threads(),
     )
 
@@ -75,7 +76,8 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
         weights.data_ptr(),
         weights.stride(0),
         norms.data_ptr(),
-        *weights.shape,
+        len(weights),
+        weights.shape[1],
         count,
         width,
         mask.data_ptr(),
@@ -94,7 +96,8 @@ def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
             weights.data_ptr(),
             weights.stride(0),
             norms.data_ptr(),
-            *weights.shape,
+            len(weights),
+            weights.shape[1],
             count,
             mask.data_ptr(),
             torch.get_num_threads(),
@@ -107,8 +110,9 @@ def select_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     scores = _rows(scores)
     mask = torch.empty(scores.shape, dtype=torch.bool)
     if mask.numel():
+        rows, columns = scores.shape
         _C.select_n_of_m(
-            scores.data_ptr(), scores.stride(0), *scores.shape, n, m, mask.data_ptr(), torch.get_num_threads()
+            scores.data_ptr(), scores.stride(0), rows, columns, n, m, mask.data_ptr(), torch.get_num_threads()
         )
     return mask
 
@@ -126,7 +130,8 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
             mask.data_ptr(),
             mask.stride(0),
             errors.data_ptr(),
-            *weights.shape,
+            len(weights),
+            weights.shape[1],
             torch.get_num_threads(),
         )
     return errors
@@ -147,7 +152,8 @@ def column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int) -> tupl
             m,
             errors.data_ptr(),
             mask.data_ptr(),
-            *weights.shape,
+            len(weights),
+            weights.shape[1],
             torch.get_num_threads(),
         )
     return errors, mask

@@ -1,0 +1,81 @@
+"""The factor of the inverse and the rows' energies, computed strip by strip, are what their definitions say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import thanos_kernels as kernels
+from thanos_kernels import linalg, reference
+
+SIZES = [1, 2, 5, 255, 256, 257, 300, 511, 513, 700]
+
+
+def spd(size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    inputs = torch.randn(2 * size + 8, size, dtype=torch.float64)
+    return (inputs.T @ inputs / len(inputs)).to(dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_factor_squared_is_the_inverse(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    damped = spd(size, dtype)
+    out = torch.full((size, size), float("nan"), dtype=dtype)
+    assert linalg.inverse_factor(damped, out) == 0
+    assert not out.tril(-1).any()
+    wanted = torch.empty(size, size, dtype=torch.float64)
+    reference.inverse_factor(damped.double(), wanted)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [3, 300, 600])
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_a_matrix_that_is_not_positive_definite_is_reported(size: int, bad: float) -> None:
+    for place in (0, size // 2, size - 1):
+        damped = spd(size)
+        damped[place, place] = bad
+        assert linalg.inverse_factor(damped, torch.empty_like(damped)) != 0
+
+
+def test_every_trailing_inverse_comes_from_the_factor() -> None:
+    torch.manual_seed(0)
+    hessian = spd(20)
+    factor, dead, damping = kernels.inverse_factor(hessian, 0.01)
+    assert damping == 0.01
+    assert not dead.any()
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(20, dtype=torch.float64)
+    for j in (0, 7, 19):
+        inverse = torch.linalg.inv(damped[j:, j:])
+        torch.testing.assert_close(factor[j:, j:].T @ factor[j:, j:], inverse)
+
+
+def test_damping_grows_until_the_factorisation_succeeds() -> None:
+    hessian = torch.eye(6, dtype=torch.float64)
+    hessian[0, 1] = hessian[1, 0] = 1.05  # smallest eigenvalue -0.05
+    factor, _, damping = kernels.inverse_factor(hessian, 0.01)
+    assert damping == 0.1
+    torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(hessian + 0.1 * torch.eye(6)))
+    hessian[0, 1] = hessian[1, 0] = 5
+    with pytest.raises(torch.linalg.LinAlgError, match="damping"):
+        kernels.inverse_factor(hessian, 0.01)
+
+
+def test_dead_columns_are_found_and_do_no_harm() -> None:
+    hessian = spd(10)
+    hessian[4], hessian[:, 4] = 0, 0
+    factor, dead, _ = kernels.inverse_factor(hessian, 0.0)
+    assert dead.nonzero().flatten().tolist() == [4]
+    assert not factor[4, 5:].any()
+    assert bool(factor.isfinite().all())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_row_energy(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weights, hessian = torch.randn(7, size, dtype=dtype), spd(size, dtype)
+    wanted = reference.row_energy(weights.double(), hessian.double())
+    torch.testing.assert_close(linalg.row_energy(weights, hessian).double(), wanted, rtol=1e-4, atol=1e-4)
