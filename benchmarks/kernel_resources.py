@@ -1,8 +1,8 @@
 """Compile every GPU kernel in every configuration ahead of time and read what it takes from the result.
 
 ``python -m benchmarks.kernel_resources`` prints a table; ``--json`` prints the same as JSON, ``--markdown`` as in
-docs/kernels.md. No GPU is needed: the compilers for the chips come with Triton. Exits with an error where a kernel spills registers, takes more shared memory than
-the chip has, or lacks the matrix instructions it is written for.
+docs/kernels.md. No GPU is needed: the compilers for the chips come with Triton. Exits with an error where a kernel
+spills registers, takes more shared memory than the chip has, or lacks the matrix instructions it is written for.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def measure(chip_name: str, index: int) -> Resources:
         compiled = triton.compile(
             source,
             target=GPUTarget(chip.backend, chip.architecture, chip.warp),
-            options={"num_warps": _warps(variant.warps, chip), "num_stages": variant.stages},
+            options={"num_warps": variant.warps, "num_stages": variant.stages},
         )
     registers, spilled, text = _amd(compiled) if chip.backend == "hip" else _nvidia(compiled)
     found = _MATRIX.search(text)
@@ -96,10 +96,6 @@ def _variants(chip: Chip) -> list[Any]:
     from thanos_kernels.triton import catalog
 
     return catalog.variants(hip=chip.backend == "hip")
-
-
-def _warps(warps: int, chip: Chip) -> int:
-    return warps
 
 
 def _nvidia(compiled: Any) -> tuple[int, int, str]:

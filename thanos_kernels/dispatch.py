@@ -68,7 +68,7 @@ def choose(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> tu
 
 
 def implementation(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> Callable[..., Any]:
-    """The function that runs ``operation``. What a backend has no kernel for is arranged into products of the library."""
+    """The function that runs ``operation``; what a backend has no kernel for is done by the library's products."""
     chosen, _ = choose(operation, backend, *tensors, group=group)
     if chosen == "native" and hasattr(native, operation):
         return _function(native, operation)

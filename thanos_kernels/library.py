@@ -1,104 +1,111 @@
 """The operations as ``torch.library`` operators, ``torch.ops.thanos.*``, with the shapes of their results.
 
 So they compose with ``torch.compile`` and run under ``FakeTensorMode``, whichever backend is behind them. Arguments are
-checked by ``ops.py``; ``backend`` is as there.
+checked by ``ops.py``; ``backend`` is as there. (``torch.library.custom_op`` would do this in fewer words, but imports the
+compiler at the first call, which takes seconds.)
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from thanos_kernels.dispatch import implementation
 
+_LIBRARY = torch.library.Library("thanos", "DEF")
+_SCHEMAS = (
+    "row_solve(Tensor gram, Tensor weights, Tensor mask, Tensor(a!) out, Tensor(b!) info, int workspace, str backend)"
+    " -> ()",
+    "select_smallest(Tensor weights, Tensor norms, Tensor count, int width, str backend) -> (Tensor, Tensor)",
+    "select_per_row(Tensor weights, Tensor norms, int count, str backend) -> Tensor",
+    "select_n_of_m(Tensor scores, int n, int m, str backend) -> Tensor",
+    "column_sweep(Tensor factor, Tensor weights, Tensor mask, str backend) -> Tensor",
+    "column_sweep_n_of_m(Tensor factor, Tensor weights, int n, int m, str backend) -> (Tensor, Tensor)",
+    "accumulate_hessian(Tensor(a!) hessian, Tensor inputs, float weight, str backend) -> ()",
+)
 
-@custom_op("thanos::row_solve", mutates_args=("out", "info"))
-def row_solve(
+
+def _row_solve(
     gram: Tensor, weights: Tensor, mask: Tensor, out: Tensor, info: Tensor, workspace: int, backend: str
 ) -> None:
-    """Fill ``out`` (c, B) and ``info`` (c,); ``workspace`` in bytes, 0 for the backend's own choice."""
     run = implementation("row_solve", backend, weights, gram, mask)
-    if workspace and run.__module__.startswith("thanos_kernels.triton."):
-        run(gram, weights, mask, out, info, workspace=workspace)
-    else:
-        run(gram, weights, mask, out, info)
+    limit = {"workspace": workspace} if workspace and run.__module__.startswith("thanos_kernels.triton.") else {}
+    run(gram, weights, mask, out, info, **limit)
 
 
-@row_solve.register_fake
-def _(gram: Tensor, weights: Tensor, mask: Tensor, out: Tensor, info: Tensor, workspace: int, backend: str) -> None:
-    return None
+def _select_smallest(weights: Tensor, norms: Tensor, count: Tensor, width: int, backend: str) -> Any:
+    return implementation("select_smallest", backend, weights, norms)(weights, norms, count, width)
 
 
-@custom_op("thanos::select_smallest", mutates_args=())
-def select_smallest(weights: Tensor, norms: Tensor, count: Tensor, width: int, backend: str) -> tuple[Tensor, Tensor]:
-    """The mask (c, width) and how many of the ``count``, 0-d int64, it holds."""
-    mask, taken = implementation("select_smallest", backend, weights, norms)(weights, norms, count, width)
-    return mask, taken
+def _select_per_row(weights: Tensor, norms: Tensor, count: int, backend: str) -> Any:
+    return implementation("select_per_row", backend, weights, norms)(weights, norms, count)
 
 
-@select_smallest.register_fake
-def _(weights: Tensor, norms: Tensor, count: Tensor, width: int, backend: str) -> tuple[Tensor, Tensor]:
-    return _mask(weights, width), weights.new_empty((), dtype=torch.int64)
+def _select_n_of_m(scores: Tensor, n: int, m: int, backend: str) -> Any:
+    return implementation("select_n_of_m", backend, scores, group=m)(scores, n, m)
 
 
-@custom_op("thanos::select_per_row", mutates_args=())
-def select_per_row(weights: Tensor, norms: Tensor, count: int, backend: str) -> Tensor:
-    """The mask (c, b)."""
-    mask: Tensor = implementation("select_per_row", backend, weights, norms)(weights, norms, count)
-    return mask
+def _column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, backend: str) -> Any:
+    return implementation("column_sweep", backend, weights, factor, mask)(factor, weights, mask)
 
 
-@select_per_row.register_fake
-def _(weights: Tensor, norms: Tensor, count: int, backend: str) -> Tensor:
-    return _mask(weights, weights.shape[1])
+def _column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int, backend: str) -> Any:
+    return implementation("column_sweep_n_of_m", backend, weights, factor, group=m)(factor, weights, n, m)
 
 
-@custom_op("thanos::select_n_of_m", mutates_args=())
-def select_n_of_m(scores: Tensor, n: int, m: int, backend: str) -> Tensor:
-    """The mask (c, b)."""
-    mask: Tensor = implementation("select_n_of_m", backend, scores, group=m)(scores, n, m)
-    return mask
-
-
-@select_n_of_m.register_fake
-def _(scores: Tensor, n: int, m: int, backend: str) -> Tensor:
-    return _mask(scores, scores.shape[1])
-
-
-@custom_op("thanos::column_sweep", mutates_args=())
-def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, backend: str) -> Tensor:
-    """The errors (c, B)."""
-    errors: Tensor = implementation("column_sweep", backend, weights, factor, mask)(factor, weights, mask)
-    return errors
-
-
-@column_sweep.register_fake
-def _(factor: Tensor, weights: Tensor, mask: Tensor, backend: str) -> Tensor:
-    return weights.new_empty(weights.shape)
-
-
-@custom_op("thanos::column_sweep_n_of_m", mutates_args=())
-def column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int, backend: str) -> tuple[Tensor, Tensor]:
-    """The errors and the mask, both (c, B)."""
-    run = implementation("column_sweep_n_of_m", backend, weights, factor, group=m)
-    errors, mask = run(factor, weights, n, m)
-    return errors, mask
-
-
-@column_sweep_n_of_m.register_fake
-def _(factor: Tensor, weights: Tensor, n: int, m: int, backend: str) -> tuple[Tensor, Tensor]:
-    return weights.new_empty(weights.shape), _mask(weights, weights.shape[1])
-
-
-@custom_op("thanos::accumulate_hessian", mutates_args=("hessian",))
-def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, backend: str) -> None:
-    """Update ``hessian`` (b, b) by ``inputs`` (tokens, b)."""
+def _accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, backend: str) -> None:
     implementation("accumulate_hessian", backend, hessian, inputs)(hessian, inputs, weight)
 
 
-@accumulate_hessian.register_fake
-def _(hessian: Tensor, inputs: Tensor, weight: float, backend: str) -> None:
-    return None
+def _nothing(*arguments: Any) -> None:
+    """The fake of an operator that only writes into its arguments."""
 
 
 def _mask(like: Tensor, width: int) -> Tensor:
     return like.new_empty((like.shape[0], width), dtype=torch.bool)
+
+
+def _fake_select_smallest(weights: Tensor, norms: Tensor, count: Tensor, width: int, backend: str) -> Any:
+    return _mask(weights, width), weights.new_empty((), dtype=torch.int64)
+
+
+def _fake_select_per_row(weights: Tensor, norms: Tensor, count: int, backend: str) -> Tensor:
+    return _mask(weights, weights.shape[1])
+
+
+def _fake_select_n_of_m(scores: Tensor, n: int, m: int, backend: str) -> Tensor:
+    return _mask(scores, scores.shape[1])
+
+
+def _fake_column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, backend: str) -> Tensor:
+    return weights.new_empty(weights.shape)
+
+
+def _fake_column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int, backend: str) -> Any:
+    return weights.new_empty(weights.shape), _mask(weights, weights.shape[1])
+
+
+_FUNCTIONS = {
+    "row_solve": (_row_solve, _nothing),
+    "select_smallest": (_select_smallest, _fake_select_smallest),
+    "select_per_row": (_select_per_row, _fake_select_per_row),
+    "select_n_of_m": (_select_n_of_m, _fake_select_n_of_m),
+    "column_sweep": (_column_sweep, _fake_column_sweep),
+    "column_sweep_n_of_m": (_column_sweep_n_of_m, _fake_column_sweep_n_of_m),
+    "accumulate_hessian": (_accumulate_hessian, _nothing),
+}
+for schema in _SCHEMAS:
+    _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+for name, (real, fake) in _FUNCTIONS.items():
+    _LIBRARY.impl(name, real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"thanos::{name}", fake, lib=_LIBRARY)
+
+row_solve = torch.ops.thanos.row_solve.default
+select_smallest = torch.ops.thanos.select_smallest.default
+select_per_row = torch.ops.thanos.select_per_row.default
+select_n_of_m = torch.ops.thanos.select_n_of_m.default
+column_sweep = torch.ops.thanos.column_sweep.default
+column_sweep_n_of_m = torch.ops.thanos.column_sweep_n_of_m.default
+accumulate_hessian = torch.ops.thanos.accumulate_hessian.default

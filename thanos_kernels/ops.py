@@ -1,8 +1,8 @@
 """The public operations: arguments are checked here, once.
 
 ``backend`` is ``"auto"`` (Triton for CUDA and ROCm tensors, native C++ for CPU tensors, the reference for anything
-else), or the name of one; ``dispatch.py`` picks. A backend is a module with functions named as in ``reference.py``; what
-it does not define, or cannot take (float64), ``"auto"`` leaves to the reference.
+else), or the name of one; ``dispatch.py`` picks. A backend is a module with functions named as in ``reference.py``;
+what it does not define, or cannot take (float64), ``"auto"`` leaves to the reference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Each Triton kernel against the reference on the device at hand, on small inputs that reach all its branches.
 
-Before ``auto`` first uses a kernel on a device it must pass here; one that does not is replaced by the reference, with a
-warning that names it. The inputs fill every bucket of the row solve, so that the autotuner has work to time.
+Before ``auto`` first uses a kernel on a device it must pass here; one that does not is replaced by the reference, with
+a warning that names it. The inputs fill every bucket of the row solve, so that the autotuner has work to time.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def _failure(operation: str, device: str) -> str | None:
 
 
 def compare(operation: str, run: Callable[..., Any], device: torch.device, small: bool = False) -> float:
-    """The largest difference of ``run`` from the reference in float64, relative to the largest value; NaN counts as such.
+    """The largest difference of ``run`` from the reference in float64, relative to the largest value.
 
-    Masks and counts must be equal: where one is not, the difference is infinite.
+    NaN differs infinitely, and so do masks and counts that are not equal.
     """
     worst = 0.0
     for arguments in examples(operation, device, small):

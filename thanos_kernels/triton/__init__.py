@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module, metadata
 from typing import Any
 
@@ -31,15 +30,21 @@ _MODULES = {
 OPERATIONS = tuple(_MODULES)
 
 
-@cache
-def version() -> tuple[int, ...] | None:
-    """The version of the Triton installed, or None."""
+def _installed() -> tuple[int, ...] | None:
     for distribution in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
         try:
             return tuple(int(part) for part in re.findall(r"\d+", metadata.version(distribution))[:3])
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+_VERSION = _installed()
+
+
+def version() -> tuple[int, ...] | None:
+    """The version of the Triton installed, or None."""
+    return _VERSION
 
 
 def interpreted() -> bool:

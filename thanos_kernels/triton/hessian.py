@@ -1,10 +1,10 @@
 """Hessian update ``H <- (1 - t) H + t mean(x x.T)``, the lower triangle computed and mirrored.
 
 Program p computes tile (i, j), j <= i, of the b x b result, ``acc = sum over tokens of x[i].T x[j]``, and writes
-``H + t (acc / tokens - H)`` there and at (j, i). In this form H is rounded once a call and the shares of old and new add up
-to one whatever t rounds to, so hundreds of calls lose no more than their roundings' random walk, which each later call
-shrinks. Only elements on and below the diagonal are read and computed: the result is symmetric to the bit. The
-columns' norms are the square roots of its diagonal, at no cost.
+``H + t (acc / tokens - H)`` there and at (j, i). In this form H is rounded once a call, and the shares of old and new
+add up to one whatever t rounds to, so hundreds of calls lose no more than their roundings' random walk, which each
+later call shrinks. Only elements on and below the diagonal are read and computed: the result is symmetric to the bit.
+The columns' norms are the square roots of its diagonal, at no cost.
 
 Products of bfloat16 and of float16 values are exact in float32, in which they are added up. Float32 inputs are
 multiplied with full accuracy (``common.precision``).
@@ -12,10 +12,10 @@ multiplied with full accuracy (``common.precision``).
 Cost: tokens b (b + T) flops on the matrix units; each input is read b / T times, all but once from L2; 8 b^2 bytes of H
 written and 2 b^2 read.
 
-Configurations: tiles of 128 x 128 over 8 warps (64 accumulators a thread) make 64 flops of an input byte at 16 bits, enough
-for the matrix units to wait for nothing but themselves; where b is small, tiles of 64 x 64 occupy the chip better. 32 tokens
-a step, and 3 of them in flight hide the latency of memory in 48 KiB of shared memory at 16 bits. The tokens are added
-in the same order in each configuration.
+Configurations: tiles of 128 x 128 over 8 warps (64 accumulators a thread) make 64 flops of an input byte at 16 bits,
+more than L2 must feed; where b is small, tiles of 64 x 64 occupy the chip better. 32 tokens a step, and 3 steps in
+flight (2 in float32) hide the latency of memory in at most 64 KiB of shared memory. The tokens are added in the same
+order in each configuration, so that tuning never changes a result.
 """
 
 from __future__ import annotations

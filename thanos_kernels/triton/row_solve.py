@@ -215,7 +215,7 @@ def variants() -> list[Variant]:
     planned = [
         Variant(
             f"row_solve.plan[{block}]", plan, "*u8 *fp32 *i16 *i32 *i32 *i32 *i32 i32 i32 i64",
-            {"stride_column": 1, **dict(zip(("LIMIT1", "LIMIT2", "LIMIT3", "LIMIT4"), LIMITS, strict=True)), "BLOCK": block},
+            {"stride_column": 1, **{f"LIMIT{i}": limit for i, limit in enumerate(LIMITS, 1)}, "BLOCK": block},
             warps=1 if block <= 512 else 4,
         )
         for block in (128, 512, 2048)

@@ -1,21 +1,21 @@
 """Row solve for more than 128 columns: a blocked left-looking Cholesky factorisation, one row's system a program.
 
-For each tile column k of the s x s system, with T x T tiles (T = 32) and panels of R rows:
+For each tile column k of the s x s system, with T x T tiles (T = 32):
 
     A_kk - sum_j L_kj L_kj.T = L_kk L_kk.T          eliminated in registers, giving inverse(L_kk)
-    L_ik = (A_ik - sum_j L_ij L_kj.T) inverse(L_kk).T   for the panels below: products alone, on the matrix units
+    L_ik = (A_ik - sum_j L_ij L_kj.T) inverse(L_kk).T   for the tiles below: products alone, on the matrix units
     y_k  = inverse(L_kk) (w_k - sum_j L_kj y_j)
 
 and then backwards ``x_k = inverse(L_kk).T (y_k - sum_i L_ik.T x_i)``. ``gram`` is gathered on the fly; the diagonal
-tiles keep their inverses. Cost a system: s^3 / 3 + s^2 T multiply-adds on the matrix units, 2 s T^2 on the ordinary ones,
-and about 4 s^3 / 3 (1 / T + 1 / R) bytes from L2.
+tiles keep their inverses. Cost a system: s^3 / 6 + s^2 T / 2 multiply-adds on the matrix units, 2 s T^2 on the ordinary
+ones, and 4 s^3 / (3 T) bytes from L2 and L1.
 
 L lies in the program's own slot of the workspace, tile by tile, lower triangle only: 4 T^2 bytes each, 0.55 MiB for
 512 columns and 8.1 MiB for 2048. There are as many programs as slots fit the limit, so it also bounds the parallelism.
 
-Configurations: T = 32 because the eliminated tile costs 2 s T^2 multiply-adds in a chain of s dependent steps, which
-at T = 64 would outweigh the products for s = 256; R = 64 or 128 rows share one read of L_kj; 4 or 8 warps. At T = 32
-the accumulator of a panel is 16 or 32 registers a thread.
+Configurations: T = 32 because an eliminated tile costs T dependent steps whatever its size, and 2 s T^2 multiply-adds
+a system, which at T = 64 would outweigh the products for s = 256; at T = 16 the matrix units would starve. 4 or 8
+warps: 2 spill registers.
 """
 
 from __future__ import annotations

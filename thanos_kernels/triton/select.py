@@ -3,7 +3,7 @@
 The bits of a non-negative float order as the float does, so the count-th smallest score is found digit by digit: 8
 bits, the exponent, then 11 and 12 bits of the mantissa. Four kernels, five launches, and no wait for the device:
 
-1. *Exponents*: each program counts the 256 exponents of its tiles in shared memory (``tl.histogram``: 8 ballots and some
+1. *Exponents*: each program counts the 256 exponents of its tiles in shared memory (``tl.histogram``: 8 ballots, some
    40 instructions for 32 scores, which the read of those scores hides) and adds them to the common counts.
 2. *Mantissas*, twice: the scores that share the digits found so far, a few percent of all, are counted by atomic adds
    on 2048 and then 4096 counters, whose mantissas are all but uniform. Four copies of the counters keep the programs
@@ -12,8 +12,8 @@ bits, the exponent, then 11 and 12 bits of the mantissa. Four kernels, five laun
 3. *Ties*: where more scores equal the threshold than are to be taken, count them by row; otherwise return at once.
 4. *Mask*: of the first ``width`` columns, ties to the lower flat index, and how many were taken.
 
-Traffic: 12 bytes for each of the c x b weights (three reads) and 5 for each of the c x ``width``. An all-equal matrix costs
-more than this: its scores all meet on four counters.
+Traffic: 12 bytes for each of the c x b weights (three reads) and 5 for each of the c x ``width``. An all-equal matrix
+costs more than this: its scores all meet on four counters.
 
 One configuration each: the kernels wait for memory, and a tile of 2048 elements over 4 warps gives a thread 16 loads in
 flight; over 8 in the kernel of the mantissas, which at 4 spills a register or two.
@@ -181,8 +181,9 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
     if rows * columns >= 1 << 31:
         raise ValueError(f"select_smallest: {rows} x {columns} weights are more than 2^31; split the rows")
     device = weights.device
-    wanted = torch.as_tensor(count, dtype=torch.int64, device=device) if isinstance(count, Tensor) else None
-    if wanted is None:
+    if isinstance(count, Tensor):
+        wanted = count.to(device, torch.int64)
+    else:
         wanted = torch.full((), count, dtype=torch.int64, device=device)
     counters = torch.zeros(_FLOATS, dtype=torch.int32, device=device)
     state = torch.empty(3, dtype=torch.int32, device=device)

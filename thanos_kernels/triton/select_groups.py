@@ -23,7 +23,8 @@ def per_row(
 
     A row's threshold is built from its highest bit down: a bit stays where fewer than ``count`` scores lie below the
     threshold with it. That reads the rows 31 times, once from memory and then from L1 or L2, and needs no counters; 8
-    rows a program share each of the 31 reductions, 8 x 512 elements at a time, 32 loads in flight a thread with 4 warps.
+    rows a program share each of the 31 reductions, 8 x 512 elements at a time, 32 loads in flight a
+    thread with 4 warps.
     4 bytes read and 1 written an element, besides.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -59,8 +60,8 @@ def n_of_m(
     """The n smallest of each group of m, ties to the lower index: one pass, 4 bytes read and 1 written an element.
 
     A score is taken where fewer than n of its group are smaller, or equal and to the left: m comparisons an element,
-    each with a score that the program loads again, from L1. A tile is GROUPS x SIZE, SIZE the power of two that holds m,
-    1024 elements to 4 warps.
+    each with a score that the program loads again, from L1. A tile is GROUPS x SIZE, SIZE the power of two that
+    holds m, 1024 elements to 4 warps.
     """
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     lane = tl.arange(0, SIZE)

@@ -129,8 +129,8 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, products: str
     errors = torch.empty(rows, width, dtype=torch.float32, device=weights.device)
     if errors.numel():
         _tuned[(triton.cdiv(rows, _ROWS),)](
-            factor.contiguous(), weights, mask.view(torch.uint8), errors, rows, width, *weights.stride(), *mask.stride(),
-            ROWS=_ROWS, PANEL=_PANEL, PRECISION=products or precision(),
+            factor.contiguous(), weights, mask.view(torch.uint8), errors, rows, width,
+            *weights.stride(), *mask.stride(), ROWS=_ROWS, PANEL=_PANEL, PRECISION=products or precision(),
         )  # fmt: skip
     return errors
 
