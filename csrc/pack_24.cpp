@@ -5,14 +5,12 @@
 #include <atomic>
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 #if defined(__AVX512VBMI2__)
 #include <immintrin.h>
 #endif
 
 #include "kernels.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace thanos::THANOS_ISA {
@@ -23,16 +21,6 @@ using namespace pack_24_detail;
 constexpr int64_t kBand = 32;                // rows that share cache lines of reordered metadata
 constexpr int64_t kPassWeights = 1024;       // of a row before the next row of its band
 constexpr int64_t kGrainBytes = 256 << 10;   // of weights that a thread takes at a time
-
-// Asks for huge pages in memory about to be written: small ones cost more than the packing.
-void expect_writes(void* start, int64_t bytes) {
-#if defined(__linux__)
-    constexpr uintptr_t kHuge = 2 << 20;
-    uintptr_t begin = (reinterpret_cast<uintptr_t>(start) + kHuge - 1) / kHuge * kHuge;
-    uintptr_t end = (reinterpret_cast<uintptr_t>(start) + bytes) / kHuge * kHuge;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
 
 // Runs segment(row, begin, end) -> first bad group of the matrix or -1 over all words, in an order that suits `layout`;
 // *offender becomes the first of them, or -1.

@@ -19,6 +19,8 @@
            int64_t columns, int64_t first, int64_t count, void* out, int item_size, int threads)                   \
     KERNEL(sparse24_decode, const void* values, const uint16_t* metadata, int64_t rows, int64_t columns,           \
            int64_t first, int64_t count, void* out, int item_size, int threads)                                    \
+    KERNEL(gather_columns, const void* inputs, const int64_t* index, void* outputs, int64_t rows, int64_t columns, \
+           int64_t count, int item_size, int threads)                                                              \
     KERNEL(pack_24, const void* weights, void* values, void* metadata, int64_t* offender, int64_t rows,            \
            int64_t columns, int item_size, bool pairs, int layout, int threads)                                    \
     KERNEL(unpack_24, const void* values, const void* metadata, void* weights, int64_t* offender, int64_t rows,    \

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "pages.h"
 #include "parallel.h"
 #include "sparse_rows.h"
 
@@ -9,6 +10,7 @@ namespace thanos::THANOS_ISA {
 namespace {
 
 constexpr int64_t kGrainBytes = 128 << 10;  // weights a thread takes at a time: they stay in L2 for all blocks of tokens
+constexpr int64_t kGatherGrain = 32 << 10;   // elements a thread gathers at a time
 constexpr int kBlock = 8;                   // tokens that share one expansion of the weights
 
 struct Linear {
@@ -107,6 +109,7 @@ void by_size(int item_size, Run&& run) {
 template <class Value, class Rows>
 void decode(const Rows& weights, int64_t first, int64_t count, Value* out, int threads) {
     using Vectors = typename Rows::Vectors;
+    expect_writes(out, count * weights.columns * static_cast<int64_t>(sizeof(Value)));
     int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, weights.bytes_per_row()));
     parallel_for(threads, count, grain, [&](int64_t begin, int64_t end, int) {
         for (int64_t row = begin; row < end; ++row) {
@@ -170,6 +173,21 @@ void sparse24_decode(const void* values, const uint16_t* metadata, int64_t rows,
         using Value = decltype(value);
         Rows24<Value> weights{static_cast<const Value*>(values), metadata, rows, columns};
         decode(weights, first, count, static_cast<Value*>(out), threads);
+    });
+}
+
+void gather_columns(const void* inputs, const int64_t* index, void* outputs, int64_t rows, int64_t columns,
+                    int64_t count, int item_size, int threads) {
+    by_size(item_size, [&](auto value) {
+        using Value = decltype(value);
+        parallel_for(threads, rows, std::max<int64_t>(1, kGatherGrain / std::max<int64_t>(1, count)),
+                     [&](int64_t begin, int64_t end, int) {
+                         for (int64_t row = begin; row < end; ++row) {
+                             const Value* from = static_cast<const Value*>(inputs) + row * columns;
+                             Value* to = static_cast<Value*>(outputs) + row * count;
+                             for (int64_t i = 0; i < count; ++i) to[i] = from[index[i]];
+                         }
+                     });
     });
 }
 

@@ -120,6 +120,21 @@ def unpack_24(packed: Packed24, *, backend: str = "auto") -> Tensor:
     return weight
 
 
+def reorder(packed: Packed24, layout: Layout) -> Packed24:
+    """The same weight with its metadata moved to another layout; the values are shared.
+
+    Raises:
+        ValueError: the layout cannot hold the size, or is ``cusparselt``, whose values lie with its metadata.
+    """
+    pairs = _check_packed(packed)
+    if "cusparselt" in (layout, packed.layout):
+        raise ValueError("values and metadata share one buffer in layout 'cusparselt': unpack and pack the weight")
+    _check_size(packed.values.dtype, *packed.shape, layout, None if pairs else 16)
+    metadata = torch.empty_like(packed.metadata).view(-1)
+    metadata[_offsets(packed.metadata, layout)] = packed.metadata.view(-1)[_offsets(packed.metadata, packed.layout)]
+    return Packed24(packed.values, metadata.view(packed.metadata.shape), layout, packed.shape)
+
+
 def _check_packed(packed: Packed24) -> bool:
     """Refuse tensors that contradict the shape; whether the words are those of 1:2 pairs."""
     values, metadata, (rows, columns) = packed.values, packed.metadata, packed.shape

@@ -1,0 +1,278 @@
+"""Compact checkpoints: restored to the byte, loaded without dense weights, and refused when they are damaged."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from thanos import compact
+from thanos.compact_format import FormatError, read_manifest
+from thanos.sparse import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+
+transformers = pytest.importorskip("transformers")
+
+
+def keep_24(weight: torch.Tensor) -> torch.Tensor:
+    groups = weight.view(len(weight), -1, 4)
+    smallest = groups.float().abs().argsort(-1)[..., :2]
+    return groups.scatter(-1, smallest, 0).view_as(weight)
+
+
+def keep_half(weight: torch.Tensor) -> torch.Tensor:
+    return weight * (torch.rand(weight.shape) < 0.5)  # leaves negative zeros
+
+
+def keep_columns(weight: torch.Tensor) -> torch.Tensor:
+    weight = weight.clone()
+    weight[1:, torch.randperm(weight.shape[1])[: weight.shape[1] // 3]] = 0
+    return weight
+
+
+def llama(tied: bool = False) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied, attention_bias=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def pruned_llama(dtype: torch.dtype, tied: bool = False) -> Any:
+    model = llama(tied).to(dtype)
+    for block in model.model.layers:
+        for linear, prune in (
+            (block.self_attn.q_proj, keep_24),
+            (block.self_attn.o_proj, keep_half),
+            (block.mlp.up_proj, keep_24),
+            (block.mlp.gate_proj, keep_half),
+            (block.mlp.down_proj, keep_columns),
+        ):
+            linear.weight.data = prune(linear.weight.data)
+    model.model.layers[0].mlp.up_proj.weight.data[3] = 1  # an outlier row
+    return model
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16])
+def folders(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    pruned_llama(request.param).save_pretrained(tmp_path / "pruned")
+    (tmp_path / "pruned" / "pruning.json").write_text('{"method": "thanos"}')
+    compact.pack(tmp_path / "pruned", tmp_path / "compact")
+    return tmp_path / "pruned", tmp_path / "compact"
+
+
+def same_files(left: Path, right: Path) -> bool:
+    names = sorted(path.name for path in left.iterdir())
+    assert names == sorted(path.name for path in right.iterdir())
+    return all((left / name).read_bytes() == (right / name).read_bytes() for name in names)
+
+
+def logits(model: Any) -> torch.Tensor:
+    tokens = torch.arange(24).view(2, 12)
+    with torch.inference_mode():
+        result: torch.Tensor = model(tokens).logits
+    return result.float()
+
+
+def test_every_layer_gets_the_type_of_its_pattern(folders: tuple[Path, Path]) -> None:
+    model = compact.load(folders[1])
+    block = model.model.layers[0]
+    assert type(block.self_attn.q_proj) is Sparse24Linear
+    assert type(block.self_attn.o_proj) is BitmaskLinear
+    assert type(block.self_attn.k_proj) is torch.nn.Linear
+    assert type(block.mlp.up_proj) is Sparse24Linear
+    assert block.mlp.up_proj.outlier_rows.tolist() == [3]
+    assert type(block.mlp.gate_proj) is BitmaskLinear
+    assert type(block.mlp.down_proj) is ColumnPrunedLinear
+    assert block.mlp.down_proj.outlier_rows.tolist() == [0]
+
+
+def test_unpacked_files_are_equal_to_the_byte(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    compact.unpack(folders[1], tmp_path / "restored")
+    assert same_files(folders[0], tmp_path / "restored")
+
+
+def test_the_loaded_model_computes_and_generates_the_same(folders: tuple[Path, Path]) -> None:
+    dense = transformers.AutoModelForCausalLM.from_pretrained(folders[0], dtype="auto").eval()
+    sparse = compact.load(folders[1])
+    want, have = logits(dense), logits(sparse)
+    limit = 1e-5 if sparse.dtype == torch.float32 else 2e-2
+    assert (have - want).abs().max() <= limit * want.abs().max()
+    tokens = torch.arange(6)[None]
+    made = sparse.generate(tokens, max_new_tokens=5, do_sample=False)
+    assert made.shape == (1, 11)
+    assert not any(parameter.requires_grad for parameter in sparse.parameters())
+    sparse(tokens)  # outside of inference mode, too
+
+
+def test_no_dense_weight_is_held(folders: tuple[Path, Path]) -> None:
+    model = compact.load(folders[1])
+    held = {name for name, _ in model.named_parameters()}
+    assert "model.layers.0.mlp.up_proj.weight" not in held
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    for module in model.modules():
+        if hasattr(module, "weight_bytes"):
+            assert module.weight_bytes < module.in_features * module.out_features * module.values.itemsize
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards_and_tied_embeddings(tied: bool, tmp_path: Path) -> None:
+    pruned_llama(torch.bfloat16, tied).save_pretrained(tmp_path / "pruned", max_shard_size="60KB")
+    assert (tmp_path / "pruned" / "model.safetensors.index.json").exists()
+    compact.pack(tmp_path / "pruned", tmp_path / "compact")
+    compact.unpack(tmp_path / "compact", tmp_path / "restored")
+    assert same_files(tmp_path / "pruned", tmp_path / "restored")
+    model = compact.load(tmp_path / "compact")
+    assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) is tied
+    assert isinstance(model.model.layers[1].mlp.down_proj, ColumnPrunedLinear)
+
+
+def test_transposed_layers_of_gpt2(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2)
+    dense = transformers.GPT2LMHeadModel(config).eval()
+    for block in dense.transformer.h:
+        block.mlp.c_fc.weight.data = keep_24(block.mlp.c_fc.weight.data.T.contiguous()).T.contiguous()
+        block.mlp.c_proj.weight.data = keep_half(block.mlp.c_proj.weight.data)
+    dense.save_pretrained(tmp_path / "pruned")
+    compact.pack(tmp_path / "pruned", tmp_path / "compact")
+    compact.unpack(tmp_path / "compact", tmp_path / "restored")
+    assert same_files(tmp_path / "pruned", tmp_path / "restored")
+    sparse = compact.load(tmp_path / "compact")
+    assert isinstance(sparse.transformer.h[0].mlp.c_fc, Sparse24Linear)
+    torch.testing.assert_close(logits(sparse), logits(dense), rtol=1e-4, atol=1e-5)
+
+
+def test_a_half_pruned_layer_takes_at_most_three_fifths(tmp_path: Path) -> None:
+    for prune in (keep_24, keep_half):
+        weight = prune(torch.randn(256, 512, dtype=torch.bfloat16))
+        kept = compact._compress(weight, "x.weight", "file", False)
+        assert kept is not None
+        assert sum(part.nbytes for part in kept[1].values()) <= 0.60 * weight.nbytes
+
+
+def test_dense_weights_stay_dense() -> None:
+    weight = torch.randn(64, 64)
+    assert compact.choose(weight) == "dense"
+    assert compact.choose(keep_24(weight)) == "sparse24"
+    assert compact.choose(keep_columns(weight)) == "columns"
+    assert compact.choose(weight * (torch.rand(64, 64) < 0.4)) == "bitmask"
+    assert compact.choose(torch.zeros(64, 64)) in ("columns", "bitmask")
+
+
+def edit(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+NAME = "model.layers.0.mlp.gate_proj"
+DAMAGES: dict[str, Callable[[Any], Any]] = {
+    "version": lambda c: c.update(version=2),
+    "format": lambda c: c.update(format="other"),
+    "kind": lambda c: c["layers"][NAME].update(kind="sparse24"),
+    "unknown kind": lambda c: c["layers"][NAME].update(kind="block"),
+    "pattern": lambda c: c["layers"][NAME].update(pattern="2:4"),
+    "dtype": lambda c: c["layers"][NAME].update(dtype="float16"),
+    "kept": lambda c: c["layers"][NAME].update(kept=c["layers"][NAME]["kept"] + 1),
+    "shape": lambda c: c["layers"][NAME].update(shape=[96, 65]),
+    "absurd": lambda c: c["layers"][NAME].update(shape=[1 << 40, 1 << 40]),
+    "negative": lambda c: c["layers"][NAME].update(outlier_rows=-1),
+    "not a number": lambda c: c["layers"][NAME].update(kept="many"),
+    "missing key": lambda c: c["layers"][NAME].pop("tensor"),
+    "missing layer": lambda c: c["layers"].pop(NAME),
+    "elsewhere": lambda c: c["sources"][0].update(file="../compact-00001-of-00001.safetensors"),
+    "no file": lambda c: c["sources"].clear(),
+    "no layers": lambda c: c.update(layers=[]),
+}
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    pruned_llama(torch.bfloat16).save_pretrained(tmp_path / "pruned")
+    compact.pack(tmp_path / "pruned", tmp_path / "compact")
+    return tmp_path / "compact"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_manifest_that_contradicts_the_tensors_is_refused(
+    damage: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(packed / "compact.json", DAMAGES[damage])
+    monkeypatch.setattr(compact, "_build", lambda *_, **__: pytest.fail("something was built"))
+    with pytest.raises(FormatError):
+        compact.load(packed)
+    with pytest.raises(FormatError):
+        compact.unpack(packed, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+
+
+@pytest.mark.parametrize("where", [0, 7, 100, -1])
+def test_a_truncated_file_is_refused(where: int, packed: Path) -> None:
+    path = next(packed.glob("compact-*.safetensors"))
+    path.write_bytes(path.read_bytes()[:where])
+    with pytest.raises(FormatError, match="truncated"):
+        compact.load(packed)
+
+
+def test_a_longer_file_and_a_wild_header_are_refused(packed: Path) -> None:
+    path = next(packed.glob("compact-*.safetensors"))
+    data = path.read_bytes()
+    path.write_bytes(data + b"\0")
+    with pytest.raises(FormatError, match="bytes where its header says"):
+        read_manifest(packed)
+    path.write_bytes(struct.pack("<Q", 1 << 60) + data[8:])
+    with pytest.raises(FormatError, match="header"):
+        read_manifest(packed)
+    (packed / "compact.json").write_text("{")
+    with pytest.raises(FormatError, match="JSON"):
+        read_manifest(packed)
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**9}, {"intermediate_size": 10**12}, {"hidden_size": 32}])
+def test_a_configuration_that_contradicts_the_tensors_is_refused(change: dict[str, int], packed: Path) -> None:
+    edit(packed / "config.json", lambda content: content.update(change))
+    with pytest.raises(ValueError, match="config"):
+        compact.load(packed)
+
+
+def test_bits_that_contradict_the_values_are_refused(packed: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = next(packed.glob("compact-*.safetensors"))
+    tensors = load_file(path)
+    tensors[f"{NAME}.bits"][0, 0] ^= 1
+    save_file(tensors, path)
+    with pytest.raises(FormatError, match="bits keep"):
+        compact.load(packed)
+    with pytest.raises(FormatError, match="bits keep"):
+        compact.unpack(packed, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+
+
+def test_directories_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"no compact\.json"):
+        compact.load(tmp_path)
+    with pytest.raises(ValueError, match="safetensors"):
+        compact.pack(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_commands(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    from thanos.pack import main as pack_main
+    from thanos.unpack import main as unpack_main
+
+    run = CliRunner().invoke
+    result = run(pack_main, [str(folders[0]), "--output", str(tmp_path / "again")])
+    assert result.exit_code == 0
+    assert "sparse24" in result.output
+    result = run(pack_main, [str(folders[0]), "--output", str(tmp_path / "again")])
+    assert result.exit_code != 0
+    assert "exists" in result.output
+    assert run(unpack_main, [str(tmp_path / "again"), "--output", str(tmp_path / "restored")]).exit_code == 0
+    assert same_files(folders[0], tmp_path / "restored")
+    assert run(unpack_main, [str(folders[0]), "--output", str(tmp_path / "x")]).exit_code != 0

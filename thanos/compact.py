@@ -1,0 +1,370 @@
+"""Compact checkpoints: pruned linear layers stored, loaded and run compressed (docs/format.md).
+
+:func:`pack` turns an ordinary checkpoint into a compact one, :func:`load` makes a Transformers model of it without ever
+holding a dense weight of a compressed layer, and :func:`unpack` restores the ordinary checkpoint, to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from thanos.checkpoint import check_target, load_config, staged
+from thanos.compact_format import (
+    DTYPES,
+    MANIFEST,
+    FormatError,
+    Layer,
+    Manifest,
+    Source,
+    expands_too_far,
+    parse_header,
+    read_header,
+    read_manifest,
+)
+from thanos.sparse import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear, columns_removed, rows_not_24
+from thanos.sparse_base import SparseLinear
+from thanos_kernels.sparse import WORD
+
+_CLASSES: dict[str, type[SparseLinear]] = {
+    "columns": ColumnPrunedLinear,
+    "sparse24": Sparse24Linear,
+    "bitmask": BitmaskLinear,
+}
+_WORTH = 0.95  # of the dense bytes: a layer that saves less stays dense
+_NEAR = 1.02  # of the smallest form: the faster of forms this near is taken
+_PARTS = ("values", "bits", "metadata", "columns", "outliers", "outlier_rows", "zero_signs")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What :func:`pack` did: each linear layer's kind ("dense" where it was left), and bytes before and after."""
+
+    kinds: dict[str, str]
+    dense_bytes: int
+    compact_bytes: int
+
+
+def choose(weight: Tensor) -> str:
+    """The kind of layer for a weight (out_features, in_features): "columns", "sparse24", "bitmask" or "dense".
+
+    The smallest form wins; among forms within 2% of it, the one that runs faster. A layer that would not save 5% stays
+    dense.
+    """
+    rows, columns = weight.shape
+    size = weight.itemsize
+    bytes_of = {}
+    removed = columns_removed(weight)
+    if bool(removed.any()):
+        outliers = int((weight[:, removed] != 0).any(1).sum())
+        kept = columns - int(removed.sum())
+        bytes_of["columns"] = ((rows - outliers) * kept + outliers * columns) * size + 8 * (kept + outliers)
+    if columns % 16 == 0:
+        outliers = int(rows_not_24(weight).sum())
+        if 2 * outliers <= rows:
+            values = (rows - outliers) * columns // 2 + outliers * columns
+            bytes_of["sparse24"] = values * size + (rows - outliers) * columns // 8 + 8 * outliers
+    bytes_of["bitmask"] = int(weight.count_nonzero()) * size + rows * -(-columns // WORD) * 8
+    best = min(bytes_of.values())
+    if best > _WORTH * weight.nbytes:
+        return "dense"
+    fit = [kind for kind in _CLASSES if bytes_of.get(kind, 2 * weight.nbytes) <= _NEAR * best + 64]
+    return next(kind for kind in [*fit, "bitmask"] if not expands_too_far((rows, columns), size, bytes_of[kind]))
+
+
+def pack(source: str | Path, output: str | Path, *, overwrite: bool = False) -> Packed:
+    """Write the compact form of an ordinary checkpoint (a directory with safetensors files) to ``output``.
+
+    Only linear layers that the model's configuration knows are compressed; all other tensors and files are kept.
+
+    Raises:
+        ValueError: no such checkpoint, not in safetensors, damaged, of an architecture whose tensors Transformers
+            renames when loading, or ``output`` cannot be written.
+    """
+    source, output = Path(source), Path(output)
+    if (source / MANIFEST).is_file():
+        raise ValueError(f"{source} is a compact checkpoint already")
+    check_target(output, overwrite=overwrite, source=str(source))
+    files, index = _weight_files(source)
+    headers = {file: read_header(source / file) for file in files}
+    shapes = {name: entry.shape for _, entries in headers.values() for name, entry in entries.items()}
+    linears = _linears(str(source), shapes)
+    layers: dict[str, Layer] = {}
+    kinds: dict[str, str] = {}
+    sizes = [0, 0]
+    sources = []
+    with staged(output, overwrite=overwrite) as folder:
+        for number, file in enumerate(files, 1):
+            compact = f"compact-{number:05d}-of-{len(files):05d}.safetensors"
+            tensors: dict[str, Tensor] = {}
+            with safe_open(source / file, framework="pt") as reader:
+                for tensor in headers[file][1]:
+                    weight = reader.get_tensor(tensor)
+                    name = tensor.removesuffix(".weight")
+                    if name == tensor or name not in linears:
+                        tensors[tensor] = weight
+                        continue
+                    packed = _compress(weight, tensor, compact, linears[name])
+                    taken = packed is not None and not any(f"{name}.{part}" in shapes for part in _PARTS)
+                    kept = packed[1] if packed is not None and taken else {"weight": weight}
+                    kinds[name] = packed[0].kind if packed is not None and taken else "dense"
+                    if packed is not None and taken:
+                        layers[name] = packed[0]
+                    tensors |= {f"{name}.{part}": value.contiguous() for part, value in kept.items()}
+                    sizes[0] += weight.nbytes
+                    sizes[1] += sum(value.nbytes for value in kept.values())
+            save_file(tensors, folder / compact)
+            sources.append(Source(file, headers[file][0], compact))
+        Manifest(layers, sources, index).write(folder)
+        _copy_others(source, folder, {*files, *([index[0]] if index else [])})
+    return Packed(kinds, sizes[0], sizes[1])
+
+
+def load(folder: str | Path, *, device: str | torch.device | None = None) -> Any:
+    """The Transformers model of a compact checkpoint: its sparse layers in place, for evaluation, without gradients.
+
+    Raises:
+        FormatError: (a ValueError) the checkpoint is damaged, of another version, or contradicts itself or its
+            configuration; nothing was built then.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    config = load_config(str(folder))
+    shapes = _ordinary_shapes(manifest)
+    _check_config(config, shapes, folder)
+    model = _build(config, meta=False)
+    for name, layer in manifest.layers.items():
+        parent, _, child = name.rpartition(".")
+        old = model.get_submodule(name)
+        kind, (rows, columns) = _CLASSES[layer.kind], layer.shape
+        new = kind(columns, rows, getattr(old, "bias", None) is not None, "meta", DTYPES[layer.dtype][1])
+        setattr(model.get_submodule(parent), child, new)
+    state: dict[str, Tensor] = {}
+    for source in manifest.sources:
+        with safe_open(folder / source.file, framework="pt") as reader:
+            names = [name for name in reader.keys() if not name.endswith(".zero_signs")]  # noqa: SIM118
+            state |= {name: reader.get_tensor(name).clone() for name in names}
+    try:
+        model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise FormatError(f"{folder} is damaged: {' '.join(str(error).split())}") from error
+    model.tie_weights()
+    if left := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
+        raise FormatError(f"{folder} lacks the tensor {left[0]} that its configuration asks for")
+    model.requires_grad_(False)
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    model.name_or_path = str(folder)
+    return model.eval() if device is None else model.eval().to(device)
+
+
+def unpack(folder: str | Path, output: str | Path, *, overwrite: bool = False) -> None:
+    """Restore to ``output`` the ordinary checkpoint that a compact one was made of, every file as it was.
+
+    Raises:
+        FormatError: (a ValueError) the checkpoint is damaged; nothing is written then.
+        ValueError: ``output`` cannot be written.
+    """
+    folder, output = Path(folder), Path(output)
+    manifest = read_manifest(folder)
+    check_target(output, overwrite=overwrite, source=str(folder))
+    by_tensor = {layer.tensor: (name, layer) for name, layer in manifest.layers.items()}
+    with staged(output, overwrite=overwrite) as target:
+        for source in manifest.sources:
+            header = source.header.encode("utf-8")
+            entries = parse_header(source.header, source.name)
+            with safe_open(folder / source.file, framework="pt") as reader, (target / source.name).open("wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                for tensor, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+                    if tensor in by_tensor:
+                        restored = _restore(reader, *by_tensor[tensor])
+                    else:
+                        restored = reader.get_tensor(tensor)
+                    data = restored.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                    if len(data) != entry.end - entry.begin:
+                        raise FormatError(f"{folder / source.file}: tensor {tensor} has {len(data)} bytes")
+                    file.write(data)
+        if manifest.index is not None:
+            (target / manifest.index[0]).write_bytes(manifest.index[1].encode("utf-8"))
+        _copy_others(folder, target, {MANIFEST, *(source.file for source in manifest.sources)})
+
+
+def _compress(weight: Tensor, tensor: str, file: str, transposed: bool) -> tuple[Layer, dict[str, Tensor]] | None:
+    """The layer and its tensors, or None where the weight stays dense."""
+    names = {dtype: name for name, (_, dtype) in DTYPES.items()}
+    if weight.dtype not in names:
+        return None
+    matrix = weight.T.contiguous() if transposed else weight
+    kind = choose(matrix)
+    if kind == "dense":
+        return None
+    linear = nn.Linear(1, 1, bias=False, device="meta")
+    linear.weight = nn.Parameter(matrix, requires_grad=False)
+    sparse = _CLASSES[kind].from_linear(linear)
+    parts = dict(sparse.state_dict())
+    zeros = matrix == 0
+    negative = zeros & torch.signbit(matrix)
+    if bool(negative.any()):
+        parts["zero_signs"] = torch.from_numpy(np.packbits(negative[zeros].numpy(), bitorder="little"))
+    kept = {"bitmask": len(parts["values"]), "sparse24": matrix.shape[1] // 2}.get(kind, parts["values"].shape[-1])
+    layer = Layer(
+        kind=kind,
+        tensor=tensor,
+        file=file,
+        shape=(matrix.shape[0], matrix.shape[1]),
+        dtype=names[weight.dtype],
+        transposed=transposed,
+        outlier_rows=len(parts.get("outlier_rows", ())),
+        kept=kept,
+        zero_signs=int(zeros.sum()) if "zero_signs" in parts else 0,
+    )
+    restored = _with_signs(sparse.weight, parts.get("zero_signs"))
+    return (layer, parts) if _same_bits(restored, matrix) else None
+
+
+def _restore(reader: Any, name: str, layer: Layer) -> Tensor:
+    """The tensor of the ordinary checkpoint."""
+    rows, columns = layer.shape
+    sparse = _CLASSES[layer.kind](columns, rows, False, "meta", DTYPES[layer.dtype][1])
+    parts = {tensor.removeprefix(f"{name}."): reader.get_tensor(tensor) for tensor in layer.tensors(name)}
+    signs = parts.pop("zero_signs", None)
+    try:
+        sparse.load_state_dict(parts, assign=True)
+        weight = _with_signs(sparse.weight, signs, layer.zero_signs)
+    except (RuntimeError, ValueError) as error:
+        raise FormatError(f"layer {name} is damaged: {' '.join(str(error).split())}") from error
+    return weight.T.contiguous() if layer.transposed else weight
+
+
+def _with_signs(weight: Tensor, signs: Tensor | None, count: int | None = None) -> Tensor:
+    """Make negative the zeros whose bits are set, in row-major order, the low bits first."""
+    bits = weight.view(torch.int16 if weight.itemsize == 2 else torch.int32)
+    zeros = weight == 0
+    bits.masked_fill_(zeros, 0)  # a filler of 2:4 may have been a negative zero
+    if signs is None:
+        return weight
+    number = int(zeros.sum())
+    if count is not None and count != number:
+        raise ValueError(f"{count} signs are stored for {number} zeros")
+    negative = np.unpackbits(signs.numpy(), count=number, bitorder="little").astype(bool)
+    places = zeros.view(-1).nonzero()[:, 0][torch.from_numpy(negative)]
+    bits.view(-1)[places] = torch.iinfo(bits.dtype).min
+    return weight
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    kind = torch.int16 if left.itemsize == 2 else torch.int32
+    return left.shape == right.shape and torch.equal(left.contiguous().view(kind), right.contiguous().view(kind))
+
+
+def _weight_files(folder: Path) -> tuple[list[str], tuple[str, str] | None]:
+    """The safetensors files of a checkpoint, and its index where it has several."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        text = index.read_bytes().decode("utf-8")
+        try:
+            files = sorted({str(file) for file in json.loads(text)["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
+        if any(Path(file).name != file for file in files):
+            raise ValueError(f"{index} names files in other directories")
+        return files, (index.name, text)
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{folder} holds no model.safetensors and no index of several: only safetensors are packed")
+    return ["model.safetensors"], None
+
+
+def _copy_others(source: Path, target: Path, without: set[str]) -> None:
+    for path in source.iterdir():
+        if path.name in without or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def _ordinary_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    headers = [parse_header(source.header, source.name) for source in manifest.sources]
+    return {name: entry.shape for entries in headers for name, entry in entries.items()}
+
+
+def _linears(source: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, bool]:
+    """The linear layers whose weights the checkpoint holds under their own names: name to whether it is transposed."""
+    model = _check_config(load_config(source), shapes, Path(source))
+    owners: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    linears = {}
+    for name, module in model.named_modules():
+        transposed = type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+        if not (type(module) is nn.Linear or transposed) or f"{name}.weight" not in shapes:
+            continue
+        if owners[id(module.weight)] == 1:  # a weight shared with the embedding stays as it is
+            linears[name] = transposed
+    return linears
+
+
+def _check_config(config: Any, shapes: dict[str, tuple[int, ...]], folder: Path) -> nn.Module:
+    """Build the model without memory and compare it with the tensors; returns it."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0) or 0
+    if layers > len(shapes):
+        raise FormatError(f"{folder}/config.json asks for {layers} layers, but there are {len(shapes)} tensors")
+    model = _build(config, meta=True)
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name in shapes and tuple(tensor.shape) != shapes[name]:
+            raise FormatError(
+                f"{folder}: tensor {name} has shape {shapes[name]}, but config.json asks for {tuple(tensor.shape)}"
+            )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    held = {id(parameters[name]) for name in shapes if name in parameters}
+    for name, parameter in parameters.items():
+        if id(parameter) not in held:
+            raise FormatError(
+                f"{folder} has no tensor {name}, which its configuration asks for; checkpoints whose tensors "
+                "Transformers renames or merges when it loads them cannot be packed"
+            )
+    return model
+
+
+def _build(config: Any, *, meta: bool) -> Any:
+    """The model of a configuration, its parameters without memory; buffers are computed unless ``meta``."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta") if meta else _parameters_without_memory():
+            return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except Exception as error:  # configurations fail in as many ways as there are models
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"the configuration of {config.model_type} does not make a model: {reason}") from error
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Within, every parameter that a module registers moves to the meta device at once."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -1,0 +1,250 @@
+"""What the sparse layers share: the interface of ``nn.Linear``, loading, and the care of outlier rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear as dense_product
+from typing_extensions import Self
+
+from thanos_kernels.sparse import Dense, Weight, few, multiply_few, multiply_many
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class SparseLinear(nn.Module):
+    """What the three layers share. Buffers named in ``_sized`` take the size they are loaded with."""
+
+    _sized: tuple[str, ...] = ()
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dtype = dtype or torch.get_default_dtype()
+        if dtype not in _DTYPES:
+            raise TypeError(f"{type(self).__name__} holds float32, bfloat16 or float16 weights, not {dtype}")
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
+        self._on_device: Tensor | None = None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module) -> Self:
+        """The layer with the weights of ``linear``: an ``nn.Linear``, or transformers' ``Conv1D`` (weight transposed).
+
+        Raises:
+            TypeError: it is neither, or its dtype is not float32, bfloat16 or float16.
+            ValueError: the weight does not have the pattern of this layer.
+        """
+        weight = dense_weight(linear)
+        out_features, in_features = weight.shape
+        bias = linear.bias
+        layer = cls(in_features, out_features, bias is not None, weight.device, weight.dtype)
+        layer._compress(weight)
+        if bias is not None:
+            assert isinstance(bias, Tensor)
+            layer.bias = bias.detach().clone()
+        layer._derive()
+        return layer.train(linear.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (out_features, in_features) decoded: a new tensor at each call."""
+        raise NotImplementedError
+
+    def _compress(self, weight: Tensor) -> None:
+        raise NotImplementedError
+
+    def _derive(self) -> None:
+        """Check the buffers against each other and compute what follows from them."""
+        raise NotImplementedError
+
+    def _few(self, inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _many(self, inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            raise RuntimeError(
+                f"{type(self).__name__} has no backward: call it under torch.inference_mode(), or restore the dense "
+                "model with thanos.unpack to train it"
+            )
+        if inputs.shape[-1:] != (self.in_features,):
+            raise ValueError(f"inputs of shape {tuple(inputs.shape)} do not end in in_features={self.in_features}")
+        if inputs.dtype != self._dtype:
+            raise TypeError(f"inputs are {inputs.dtype} and the weights {self._dtype}; convert one with .to()")
+        flat = inputs.reshape(-1, self.in_features).contiguous()
+        if few(flat):
+            result = self._few(flat)
+        elif flat.device.type == "cpu":
+            result = self._many(flat)
+        else:
+            result = self._accelerated(flat)
+        return result.view(*inputs.shape[:-1], self.out_features)
+
+    def _accelerated(self, inputs: Tensor) -> Tensor:
+        """On a device that has no kernel of ours: the decoded weight, kept there."""
+        if self._on_device is None or self._on_device.device != inputs.device:
+            self._on_device = self.weight
+        return dense_product(inputs, self._on_device, self.bias)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        values: Tensor = self.get_buffer("values")
+        return values.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors that stand for the weight; the bias is not counted."""
+        return sum(buffer.nbytes for name, buffer in self.named_buffers() if name != "bias")
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"dtype={str(self._dtype).removeprefix('torch.')}"
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._on_device = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_on_device": None}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self._sized:
+            loaded, own = state_dict.get(prefix + name), self.get_buffer(name)
+            if isinstance(loaded, Tensor) and loaded.dim() == own.dim() and loaded.shape != own.shape:
+                setattr(self, name, own.new_empty(loaded.shape))
+        before = len(error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._on_device = None
+        if len(error_msgs) == before:
+            try:
+                self._derive()
+            except ValueError as error:
+                error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
+
+
+class OutlierRowsLinear(SparseLinear):
+    """Some rows compressed, the outlier rows beside them as they were.
+
+    Buffers: ``outliers`` (k, in_features) and ``outlier_rows`` (k,) int64, strictly increasing.
+    """
+
+    outliers: Tensor
+    outlier_rows: Tensor
+    rows: Tensor
+    order: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        dtype = dtype or torch.get_default_dtype()
+        self.register_buffer("outliers", torch.empty(0, in_features, device=device, dtype=dtype))
+        self.register_buffer("outlier_rows", torch.empty(0, device=device, dtype=torch.int64))
+        for name in ("rows", "order"):
+            index = torch.arange(out_features, device=device)
+            self.register_buffer(name, index, persistent=False)
+
+    def _split(self, weight: Tensor, outlier: Tensor) -> Tensor:
+        """Keep the rows marked in ``outlier`` (c,) bool, and return the others."""
+        self.outlier_rows = outlier.nonzero()[:, 0]
+        self.outliers = weight[outlier]
+        return weight[~outlier].contiguous()
+
+    def _derive(self) -> None:
+        values: Tensor = self.get_buffer("values")
+        if len(values) + len(self.outliers) != self.out_features or len(self.outliers) != len(self.outlier_rows):
+            raise ValueError(
+                f"{len(values)} compressed rows, {len(self.outliers)} outlier rows and {len(self.outlier_rows)} of "
+                f"their indices do not make {self.out_features} rows"
+            )
+        self.outliers = self.outliers.contiguous()
+        if self.outlier_rows.is_meta:
+            return
+        check_index("outlier_rows", self.outlier_rows, self.out_features)
+        plain = torch.ones(self.out_features, dtype=torch.bool, device=values.device)
+        plain[self.outlier_rows] = False
+        self.rows = plain.nonzero()[:, 0]
+        self.order = torch.cat((self.rows, self.outlier_rows)).argsort()  # of the outputs of both products
+
+    @property
+    def _compressed(self) -> Weight:
+        raise NotImplementedError
+
+    def _gather(self, inputs: Tensor) -> Tensor:
+        """What the compressed rows multiply."""
+        return inputs
+
+    def _few(self, inputs: Tensor) -> Tensor:
+        out = inputs.new_empty((len(inputs), self.out_features))
+        outliers = len(self.outliers) > 0
+        multiply_few(self._gather(inputs), self._compressed, self.bias, out, self.rows if outliers else None)
+        if outliers:
+            multiply_few(inputs, Dense(self.outliers), self.bias, out, self.outlier_rows)
+        return out
+
+    def _many(self, inputs: Tensor) -> Tensor:
+        out = inputs.new_empty((len(inputs), self.out_features))
+        if len(self.outliers) == 0:
+            multiply_many(self._gather(inputs), self._compressed, self.bias, out)
+            return out
+        count = len(self.rows)
+        bias = None if self.bias is None else (self.bias[self.rows], self.bias[self.outlier_rows])
+        multiply_many(self._gather(inputs), self._compressed, bias and bias[0], out[:, :count])
+        multiply_many(inputs, Dense(self.outliers), bias and bias[1], out[:, count:])
+        return out.index_select(1, self.order)
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.cat((self._decoded_rows(), self.outliers))[self.order]
+
+    def _decoded_rows(self) -> Tensor:
+        return self._compressed.decode()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, outlier_rows={len(self.outlier_rows)}"
+
+
+def dense_weight(linear: nn.Module) -> Tensor:
+    """The weight (out, in) of an ``nn.Linear``, or of transformers' ``Conv1D``, which transposes it."""
+    weight = getattr(linear, "weight", None)
+    transposed = type(linear).__name__ == "Conv1D" and hasattr(linear, "nf")
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not (isinstance(linear, nn.Linear) or transposed):
+        raise TypeError(f"from_linear takes an nn.Linear, not {type(linear).__name__}")
+    if weight.dtype not in _DTYPES:
+        raise TypeError(f"from_linear takes float32, bfloat16 or float16 weights, not {weight.dtype}")
+    return (weight.T if transposed else weight).detach().contiguous()
+
+
+def check_index(name: str, index: Tensor, size: int) -> None:
+    if len(index) and (int(index[0]) < 0 or int(index[-1]) >= size or bool((index.diff() <= 0).any())):
+        raise ValueError(f"{name} must increase strictly from 0 to below {size}")
