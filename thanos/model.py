@@ -18,6 +18,7 @@ from thanos.checkpoint import max_length
 from thanos.clock import Clock
 from thanos.hessians import Collector, InputHessian
 from thanos.layer import PrunedWeight, check_options, check_pattern, prune_weight
+from thanos.memory import freed_memory_kept
 from thanos.pattern import Pattern, parse_pattern
 from thanos.plan import Batch, Plan, make_plan
 from thanos.report import LayerReport, ModelReport
@@ -117,7 +118,7 @@ def prune_model(
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
             walk = _Walk(options, chosen, progress)
             plan = make_plan(model, decoder, samples, passes, batch_size, memory_limit, device, walk.clock)
             walk.run(plan)
