@@ -119,7 +119,7 @@ def ninja_file(compiler: list[str], output: Path) -> str:
         for source in KERNELS:
             objects[f"{Path(source).stem}.{tier}.o"] = (source, [*flags, f"-DTHANOS_ISA={tier}"])
     link = ["-undefined", "dynamic_lookup", "-bundle"] if sys.platform == "darwin" else ["-shared", "-Wl,-s"]
-    linker = f"$cxx $in -o $out -pthread {' '.join(link)}"
+    linker = f"$cxx $in -o $out -pthread -ldl {' '.join(link)}"
     if nvcc:  # it knows where its static runtime is
         linker = f"$nvcc -ccbin {compiler[0]} $in -o $out -cudart static -shared -Xcompiler -pthread -Xlinker -s"
     lines = [

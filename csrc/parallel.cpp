@@ -1,104 +1,57 @@
 #include "parallel.h"
 
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstdlib>
-#include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
+#include <vector>
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 namespace thanos {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr int kSpins = 2000;  // some 50 microseconds, the gap between kernels of one block step
 
-inline void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
-struct Job {
-    int threads;
+struct Loop {
     int64_t count, grain;
     void (*body)(void*, int64_t, int64_t, int);
     void* context;
+    std::atomic<int64_t> next{0};
+    std::atomic<int> workers{0};
+
+    void work() {
+        int worker = workers.fetch_add(1);
+        for (;;) {
+            int64_t begin = next.fetch_add(grain);
+            if (begin >= count) return;
+            body(context, begin, begin + grain < count ? begin + grain : count, worker);
+        }
+    }
+
+    static void run(void* loop) { static_cast<Loop*>(loop)->work(); }
 };
 
-// Workers join a job if they wake in time; the caller never waits for one that did not, only for those inside.
-class Pool {
-public:
-    void run(const Job& job) {
-        grow(job.threads - 1);
-        job_ = job;
-        next_.store(0);
-        {
-            std::lock_guard<std::mutex> lock(sleep_);
-            open_.store(generation_.load() + 1);
-            generation_.fetch_add(1);
-        }
-        wake_.notify_all();
-        work(0);
-        open_.store(0);
-        for (int spins = 0; inside_.load() != 0; ++spins) spins < kSpins ? pause() : std::this_thread::yield();
+using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// Loops run on the OpenMP threads that PyTorch has loaded: threads of our own would wait for a processor on which
+// PyTorch's idle ones still spin, and the other way round. A forked child has lost those threads.
+OpenMpParallel open_mp() {
+    static const OpenMpParallel function = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    static const pid_t owner = getpid();
+    return owner == getpid() ? function : nullptr;
+}
+
+void run_on_new_threads(int threads, Loop& loop) {
+    std::vector<std::thread> others;
+    try {
+        for (int i = 1; i < threads; ++i) others.emplace_back(Loop::run, &loop);
+    } catch (const std::system_error&) {  // out of threads: those there are do the work
     }
-
-private:
-    void grow(int workers) {
-        for (; workers_ < workers; ++workers_) std::thread(&Pool::loop, this, workers_ + 1).detach();
-    }
-
-    void work(int worker) {
-        for (;;) {
-            int64_t begin = next_.fetch_add(job_.grain);
-            if (begin >= job_.count) return;
-            int64_t end = begin + job_.grain < job_.count ? begin + job_.grain : job_.count;
-            job_.body(job_.context, begin, end, worker);
-        }
-    }
-
-    [[noreturn]] void loop(int worker) {
-        uint64_t seen = 0;
-        for (;;) {
-            for (int spins = 0; generation_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) pause();
-            if (generation_.load() == seen) {
-                std::unique_lock<std::mutex> lock(sleep_);
-                wake_.wait(lock, [&] { return generation_.load() != seen; });
-            }
-            seen = generation_.load();
-            inside_.fetch_add(1);
-            if (open_.load() == seen && worker < job_.threads) work(worker);
-            inside_.fetch_sub(1);
-        }
-    }
-
-    Job job_{};
-    int workers_ = 0;
-    std::atomic<int64_t> next_{0};
-    std::atomic<int> inside_{0};
-    std::atomic<uint64_t> generation_{0}, open_{0};
-    std::mutex sleep_;
-    std::condition_variable wake_;
-};
-
-thread_local bool in_loop = false;
-std::atomic<bool> busy{false};
-Pool* pool = nullptr;
-pid_t owner = 0;
-
-// A forked child has none of its parent's workers: it starts its own pool and leaves the parent's behind.
-Pool& own_pool() {
-    if (owner != getpid()) {
-        pool = new Pool;
-        owner = getpid();
-    }
-    return *pool;
+    loop.work();
+    for (std::thread& other : others) other.join();
 }
 
 }  // namespace
@@ -106,18 +59,14 @@ Pool& own_pool() {
 void run_parallel(int threads, int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t, int),
                   void* context) {
     if (count <= 0) return;
-    if (grain < 1) grain = 1;
-    bool forked = owner != 0 && owner != getpid();
-    bool serial = threads <= 1 || count <= grain || in_loop;
-    if (serial || (busy.exchange(true) && !forked)) {
-        for (int64_t begin = 0; begin < count; begin += grain)
-            body(context, begin, begin + grain < count ? begin + grain : count, 0);
-        return;
-    }
-    in_loop = true;
-    own_pool().run({threads, count, grain, body, context});
-    in_loop = false;
-    busy.store(false);
+    Loop loop{count, grain < 1 ? 1 : grain, body, context};
+    int64_t chunks = (count + loop.grain - 1) / loop.grain;
+    if (threads <= 1 || chunks == 1)
+        loop.work();
+    else if (OpenMpParallel parallel = open_mp())
+        parallel(Loop::run, &loop, static_cast<unsigned>(threads), 0);
+    else
+        run_on_new_threads(threads, loop);
 }
 
 Workspace::Workspace(size_t bytes) {

@@ -8,7 +8,6 @@ namespace thanos {
 
 // Runs body(context, begin, end, worker) over [0, count) in chunks of `grain`, taken as they come by at most `threads`
 // threads, the caller among them; `worker` < threads tells them apart. Returns when all is done.
-// Inside a body, or while another thread's loop runs, it runs serially.
 void run_parallel(int threads, int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t, int),
                   void* context);
 

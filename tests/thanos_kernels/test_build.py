@@ -45,7 +45,7 @@ def test_an_environment_variable_forces_an_instruction_set() -> None:
 @built
 def test_an_unknown_instruction_set_leaves_the_one_in_use() -> None:
     before = native._C.isa()
-    with pytest.raises(ValueError, match="choose from .*portable"):
+    with pytest.raises(ValueError, match=r"choose from .*portable"):
         native._C.use_isa("sse9")
     assert native._C.isa() == before
     assert native._C.isas()[-1] == "portable"
