@@ -13,7 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels are tested on the CPU
 
-import transformers  # noqa: E402
+import transformers
 
 _COMMON = {
     "vocab_size": 96,

@@ -40,7 +40,7 @@ def check(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> Non
 
 
 def choose(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> tuple[str, str]:
-    """The backend that runs ``operation``, and why.
+    """The backend that runs ``operation``, or ``library`` for what PyTorch's own products do best, and why.
 
     Args:
         backend: ``auto`` or the name of one, which must have passed :func:`check`.
@@ -49,6 +49,8 @@ def choose(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> tu
     """
     if backend != "auto":
         return backend, "asked for"
+    if operation not in triton.OPERATIONS:
+        return "library", "products of PyTorch"
     device = tensors[0].device.type
     if device == "cpu":
         if not native.available():
@@ -61,8 +63,6 @@ def choose(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> tu
     problem = triton.refusal(operation, *tensors, group=group)
     if problem is not None:
         return "reference", str(problem)
-    if operation not in triton.OPERATIONS:
-        return "reference", "products of the library"
     failure = selfcheck.failure(operation, tensors[0].device)
     return ("triton", "agrees with the reference on this device") if failure is None else ("reference", failure)
 

@@ -1,12 +1,13 @@
 """The operations as ``torch.library`` operators, ``torch.ops.thanos.*``, with the shapes of their results.
 
 So they compose with ``torch.compile`` and run under ``FakeTensorMode``, whichever backend is behind them. Arguments are
-checked by ``ops.py``; ``backend`` is as there. (``torch.library.custom_op`` would do this in fewer words, but imports the
-compiler at the first call, which takes seconds.)
+checked by ``ops.py``; ``backend`` is as there. (``torch.library.custom_op`` would do this in fewer words, but imports
+the compiler at the first call, which takes seconds.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def _fake_column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int, b
     return weights.new_empty(weights.shape), _mask(weights, weights.shape[1])
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "row_solve": (_row_solve, _nothing),
     "select_smallest": (_select_smallest, _fake_select_smallest),
     "select_per_row": (_select_per_row, _fake_select_per_row),

@@ -49,8 +49,8 @@ def compare(operation: str, run: Callable[..., Any], device: torch.device, small
     """
     worst = 0.0
     for arguments in examples(operation, device, small):
-        got = _results(operation, run, arguments)
-        wanted = _results(operation, getattr(reference, operation), [_wide(value) for value in arguments])
+        got = results(operation, run, arguments)
+        wanted = results(operation, getattr(reference, operation), [_wide(value) for value in arguments])
         for have, want in zip(got, wanted, strict=True):
             if have.is_floating_point():
                 difference = (have.double() - want).abs().max() / want.abs().max().clamp(min=1e-30)
@@ -98,7 +98,7 @@ def examples(operation: str, device: torch.device, small: bool = False) -> Itera
             yield [(inputs.T @ inputs) / len(inputs), inputs.to(dtype), 0.25]
 
 
-def _results(operation: str, run: Callable[..., Any], arguments: list[Any]) -> list[Tensor]:
+def results(operation: str, run: Callable[..., Any], arguments: list[Any]) -> list[Tensor]:
     """What ``run`` computes, outputs filled with NaN beforehand."""
     if operation == "row_solve":
         weights = arguments[1]
