@@ -8,9 +8,9 @@ from thanos.layer import PrunedWeight, prune_group, prune_weight
 from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
 
 if TYPE_CHECKING:
+    from thanos import pack, unpack
+    from thanos.compact import load
     from thanos.model import prune_model
-
-_LATER = {"prune_model": "thanos.model"}  # these import transformers, which takes seconds
 
 __all__ = [
     "Factor",
@@ -19,14 +19,22 @@ __all__ = [
     "SemiStructured",
     "Structured",
     "Unstructured",
+    "load",
+    "pack",
     "parse_pattern",
     "prune_group",
     "prune_model",
     "prune_weight",
+    "unpack",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+    """What needs transformers, whose import takes seconds, is imported when it is first asked for."""
+    if name in ("pack", "unpack"):
+        return import_module(f"thanos.{name}")  # modules that can be called
+    if name == "load":
+        return import_module("thanos.compact").load
+    if name == "prune_model":
+        return import_module("thanos.model").prune_model
     raise AttributeError(f"module 'thanos' has no attribute {name!r}")
