@@ -12,6 +12,7 @@ A weight is one of three forms, all of shape (c, b):
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ from thanos_kernels.pack import Packed24, unpack_24
 
 WORD = 64
 _EXTENSION: Any = vars(native)["_C"]
-_TILE_BYTES = 16 << 20  # of decoded weights: smaller ones cost the library its speed, larger ones leave the cache
+_TILE_BYTES = 32 << 20  # of decoded weights: the library loses speed on smaller ones, larger ones leave the cache
+_scratch = threading.local()  # the tile, kept between calls: fresh pages cost more than decoding into them
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 # Up to how many tokens a kernel that expands the weights beats decoding them for the library product: measured by
@@ -132,7 +134,7 @@ def multiply_many(inputs: Tensor, weight: Weight, bias: Tensor | None, out: Tens
     tile, scratch = rows, None
     if not isinstance(weight, Dense):
         tile = min(rows, max(64, _TILE_BYTES // max(1, columns * inputs.itemsize)))
-        scratch = inputs.new_empty((tile, columns))
+        scratch = _tile(tile, columns, inputs)
     for first in range(0, rows, tile):
         count = min(tile, rows - first)
         part = slice(first, first + count)
@@ -141,6 +143,18 @@ def multiply_many(inputs: Tensor, weight: Weight, bias: Tensor | None, out: Tens
             torch.mm(inputs, decoded.T, out=out[:, part])
         else:
             torch.addmm(bias[part], inputs, decoded.T, out=out[:, part])
+
+
+def _tile(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Memory for a decoded tile: this thread's own up to ``_TILE_BYTES``, else new."""
+    size = rows * columns * like.itemsize
+    if like.device.type != "cpu" or size > _TILE_BYTES:
+        return like.new_empty((rows, columns))
+    held: Tensor | None = getattr(_scratch, "memory", None)
+    if held is None or held.numel() < size:
+        with torch.inference_mode(False):  # so that it serves in and out of inference mode
+            held = _scratch.memory = torch.empty(size, dtype=torch.uint8)
+    return held[:size].view(like.dtype).view(rows, columns)
 
 
 def gather_columns(inputs: Tensor, columns: Tensor) -> Tensor:
