@@ -15,6 +15,7 @@ from thanos.calibrate import Text, load_text, tokenize
 from thanos.checkpoint import max_length
 
 _DEFAULT_LENGTH = 2048
+_BATCH_TOKENS = 2048  # in the windows scored together
 _ROWS = 512  # of logits turned into losses at a time: a large vocabulary's float32 copy stays small
 
 
@@ -73,10 +74,13 @@ def perplexity(
     total = 0.0
     try:
         with torch.inference_mode():
-            for index, window in enumerate(tokens[: count * length].view(count, 1, length)):
-                total += _loss(run_model(model, window).logits[0], window[0])
+            done = 0
+            for batch in tokens[: count * length].view(count, length).split(max(1, _BATCH_TOKENS // length)):
+                for logits, window in zip(run_model(model, batch).logits, batch, strict=True):
+                    total += _loss(logits, window)
+                done += len(batch)
                 if progress is not None:
-                    progress(index + 1, count)
+                    progress(done, count)
     finally:
         model.train(training)
     return math.exp(total / (count * (length - 1)))

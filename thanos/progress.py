@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -31,7 +32,9 @@ class Display(Protocol):
 def display(console: Console) -> Iterator[Display]:
     """A display for the body."""
     if not console.is_terminal:
-        yield _Lines(console)
+        lines = _Lines(console)
+        yield lines
+        lines.end_block()
         return
     with Bars(
         TextColumn("{task.description}"),
@@ -67,23 +70,27 @@ def _left(progress: Progress) -> float | None:
 class _Live:
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
+        self._begin = time.perf_counter()
         self._task: TaskID | None = None
         self._loss = ""
+        self._width = 0
 
     def walked(self, progress: Progress) -> None:
         if progress.relative_loss is not None:
             self._loss = f"loss {progress.relative_loss:.1e}"
-        left = _left(progress)
+        left, name = _left(progress), short_name(progress.layer)
+        self._width = max(self._width, len(name))  # so that the line does not jump
         self._show(
             f"block {progress.block + 1}/{progress.blocks}",
-            f"{short_name(progress.layer)}  {self._loss}",
+            f"{name:{self._width}}  {self._loss}",
             f"{duration(left)} left" if left is not None else "",
             progress.done,
             progress.layers,
         )
 
     def scored(self, done: int, windows: int) -> None:
-        self._show("perplexity", f"window {done}/{windows}", "", done, windows)
+        left = (time.perf_counter() - self._begin) / done * (windows - done)
+        self._show("perplexity", f"window {done}/{windows}", f"{duration(left)} left", done, windows)
 
     def _show(self, description: str, what: str, left: str, done: int, total: int) -> None:
         if self._task is None:
@@ -96,29 +103,28 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._block = -1
         self._worst: tuple[float, str] = (-1.0, "")
         self._last: Progress | None = None
 
     def walked(self, progress: Progress) -> None:
         if self._last is not None and progress.block != self._last.block:
-            self._flush(self._last)
-            self._worst = (-1.0, "")
+            self.end_block()
         if progress.relative_loss is not None:
             self._worst = max(self._worst, (progress.relative_loss, short_name(progress.layer)))
             self._last = progress
-            if progress.done == progress.layers:
-                self._flush(progress)
 
     def scored(self, done: int, windows: int) -> None:
         """Plain output says the result only."""
 
-    def _flush(self, progress: Progress) -> None:
-        loss, name = self._worst
-        left = _left(progress) or 0.0
+    def end_block(self) -> None:
+        """Say how the block at hand went, if one is."""
+        if self._last is None:
+            return
+        (loss, name), last = self._worst, self._last
+        self._worst, self._last = (-1.0, ""), None
         self._console.print(
-            f"block {progress.block + 1}/{progress.blocks}: largest relative loss {loss:.1e} in {name}; "
-            f"{duration(progress.seconds)} gone, {duration(left)} left",
+            f"block {last.block + 1}/{last.blocks}: largest relative loss {loss:.1e} in {name}; "
+            f"{duration(last.seconds)} gone, {duration(_left(last) or 0)} left",
             highlight=False,
             soft_wrap=True,
         )

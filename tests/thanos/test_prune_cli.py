@@ -180,7 +180,9 @@ def test_the_module_runs_as_a_command(model_folder: Path, text: Path, tmp_path: 
     )
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
-    assert "block 3/3" in run.stdout
+    assert [line.split(":")[0] for line in run.stdout.splitlines() if line.startswith("block")] == [
+        f"block {number}/3" for number in (1, 2, 3)
+    ]
     assert (tmp_path / "out" / "pruning.json").exists()
     run = subprocess.run([*command, "--pattern", "2"], capture_output=True, text=True)
     assert run.returncode != 0
