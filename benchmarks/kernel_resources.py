@@ -109,16 +109,19 @@ def _nvidia(compiled: Any) -> tuple[int, int, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        report, code = (
-            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    registers = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    local = re.search(r"LOCAL:(\d+)", report)
-    if registers is None or local is None:
+        report = _output(tool, "-res-usage", file.name)
+        frame = re.search(r"STACK:(\d+) .*LOCAL:(\d+)", report)
+        spilled = int(frame[1]) + int(frame[2]) if frame else 0
+        if spilled and not re.search(r"\bSTL\b", _output(tool, "-sass", file.name)):
+            spilled = 0
+    registers = re.search(r"REG:(\d+)", report)
+    if registers is None or frame is None:
         raise RuntimeError(f"cuobjdump reports no resource usage: {report!r}")
-    spilled = int(registers[2]) + int(local[1]) if re.search(r"\bSTL\b", code) else 0
     return int(registers[1]), spilled, compiled.asm["ptx"]
+
+
+def _output(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _amd(compiled: Any) -> tuple[int, int, str]:

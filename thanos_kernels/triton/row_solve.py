@@ -4,7 +4,7 @@ Every row has its own system of its own size s. Three kernels share the work, wi
 
 1. *Plan*, one program a row: count the masked columns, list them, put the row into the bucket of its count (an atomic
    add hands out the places), zero its output.
-2. *Pairs*, for counts up to 128: the system lives in registers as two diagonal tiles S1 + S2 (16+16, 32+32, 64+32,
+2. *Pairs*, for counts up to 128: the system lives in registers as two diagonal tiles F + S (16+16, 32+32, 32+64,
    64+64) and ``gram`` is gathered straight into them. Gauss-Jordan elimination, which is forward stable for positive
    definite systems (Higham, Accuracy and Stability of Numerical Algorithms, 14.4), turns ``[A11 | A12 | w1]`` into
    ``[D | A11^-1 A12 | A11^-1 w1]``; the rest is two products on the matrix units' side and a small elimination:
@@ -33,12 +33,12 @@ from thanos_kernels.triton import row_solve_blocked
 from thanos_kernels.triton.common import Variant, precision, tuned
 from thanos_kernels.triton.row_solve_blocked import gather
 
-PAIRS = ((16, 16), (32, 32), (64, 32), (64, 64))  # tile sizes; their sums are the buckets' limits
+PAIRS = ((16, 16), (32, 32), (32, 64), (64, 64))  # tile sizes; their sums are the buckets' limits
 LIMITS = tuple(first + second for first, second in PAIRS)
 MAX_WIDTH = 2048  # columns are listed as int16 and a blocked system of this size takes 8 MiB
 WORKSPACE = 512 << 20  # bytes
 _PROGRAMS = 2048  # enough to fill any chip; each takes rows in turn
-_WARPS = {(16, 16): 1, (32, 32): 2, (64, 32): 4, (64, 64): 8}
+_WARPS = {(16, 16): 1, (32, 32): 2, (32, 64): 4, (64, 64): 8}
 
 
 @triton.jit
