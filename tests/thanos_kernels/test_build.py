@@ -26,6 +26,19 @@ except RuntimeError as error:
     print(error)
 """
 
+IN_A_FORKED_CHILD = """
+import os, torch
+from thanos_kernels import native
+scores = torch.randn(2000, 512)
+before = native.select_n_of_m(scores, 2, 4)
+child = os.fork()
+if child == 0:
+    mask = native.select_n_of_m(scores, 2, 4)
+    torch.set_num_threads(1)  # PyTorch's own parallel operations hang in a forked child
+    os._exit(0 if mask.equal(before) else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -49,6 +62,13 @@ def test_an_unknown_instruction_set_leaves_the_one_in_use() -> None:
         native._C.use_isa("sse9")
     assert native._C.isa() == before
     assert native._C.isas()[-1] == "portable"
+
+
+@built
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_kernels_run_in_a_forked_child() -> None:
+    result = run(sys.executable, "-c", IN_A_FORKED_CHILD)
+    assert result.stdout.strip() == "0", result.stderr
 
 
 def test_the_operations_work_without_the_extension() -> None:
