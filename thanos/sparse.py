@@ -166,6 +166,7 @@ class ColumnPrunedLinear(OutlierRowsLinear):
     """
 
     _sized = ("values", "columns", "outliers", "outlier_rows")
+    _stays_dense = True
     values: Tensor
     columns: Tensor
 

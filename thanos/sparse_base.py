@@ -18,6 +18,7 @@ class SparseLinear(nn.Module):
     """What the three layers share. Buffers named in ``_sized`` take the size they are loaded with."""
 
     _sized: tuple[str, ...] = ()
+    _stays_dense = False  # what is multiplied needs no decoding
     bias: Tensor | None
 
     def __init__(
@@ -84,7 +85,7 @@ class SparseLinear(nn.Module):
         if inputs.dtype != self._dtype:
             raise TypeError(f"inputs are {inputs.dtype} and the weights {self._dtype}; convert one with .to()")
         flat = inputs.reshape(-1, self.in_features).contiguous()
-        if few(flat):
+        if few(flat, dense=self._stays_dense):
             result = self._few(flat)
         elif flat.device.type == "cpu":
             result = self._many(flat)

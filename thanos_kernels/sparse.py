@@ -29,9 +29,10 @@ _TILE_BYTES = 32 << 20  # of decoded weights: the library loses speed on smaller
 _scratch = threading.local()  # the tile, kept between calls: fresh pages cost more than decoding into them
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
-# Up to how many tokens a kernel that expands the weights beats decoding them for the library product: measured by
-# benchmarks/test_sparse.py at 4096 x 11008 on two Zen 4 cores.
-FEW_TOKENS = {torch.bfloat16: 16, torch.float32: 16}
+# Up to how many tokens a kernel beats the library: on compressed weights, which the library needs decoded first, and on
+# dense ones. Measured by benchmarks/test_sparse.py at 4096 x 11008 on two Zen 4 cores.
+FEW_TOKENS = {torch.bfloat16: 16, torch.float32: 48}
+FEW_TOKENS_DENSE = {torch.bfloat16: 2, torch.float32: 16}
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ class Dense:
 Weight = Bitmask | Rows24 | Dense
 
 
-def few(inputs: Tensor) -> bool:
+def few(inputs: Tensor, *, dense: bool = False) -> bool:
     """Whether ``inputs`` (tokens, b) are few enough for the kernels, of a kind they take, and on the CPU."""
-    return inputs.shape[0] <= FEW_TOKENS.get(inputs.dtype, 0) and _native(inputs)
+    limits = FEW_TOKENS_DENSE if dense else FEW_TOKENS
+    return inputs.shape[0] <= limits.get(inputs.dtype, 0) and _native(inputs)
 
 
 def multiply_few(inputs: Tensor, weight: Weight, bias: Tensor | None, out: Tensor, targets: Tensor | None) -> None:

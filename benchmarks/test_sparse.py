@@ -1,0 +1,90 @@
+"""Sparse linear layers and 2:4 packing against PyTorch's dense layer and a plain copy, in the same run.
+
+``pytest benchmarks/test_sparse.py -s`` prints a table and fails where a ratio misses its target. Dense and sparse take
+turns; figures are ratios of medians, which carry over between machines better than seconds.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import pytest
+import torch
+from torch import nn
+
+from thanos.sparse import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+from thanos.sparse_base import SparseLinear
+from thanos_kernels import native, pack_24, select_n_of_m
+
+ROWS, COLUMNS = 4096, 11008  # 90 MB in bfloat16: larger than the last-level cache
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="needs the C++ extension")
+
+
+def seconds(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median time of each function, the functions taking turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(repeats + 1):
+        for run, mine in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            if turn:
+                mine.append(time.perf_counter() - start)
+    return [median(mine) for mine in times]
+
+
+def pruned(kind: type[SparseLinear]) -> nn.Linear:
+    linear = nn.Linear(COLUMNS, ROWS, bias=False, dtype=torch.bfloat16)
+    weight = linear.weight.data
+    if kind is Sparse24Linear:
+        weight.masked_fill_(select_n_of_m(weight.float().abs(), 2, 4), 0)
+    elif kind is BitmaskLinear:
+        weight.masked_fill_(torch.rand(weight.shape) < 0.5, 0)
+    else:
+        weight[:, torch.randperm(COLUMNS)[: int(0.3 * COLUMNS)]] = 0
+    return linear
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "at_least"),
+    [
+        (Sparse24Linear, 1, 1.5),
+        (BitmaskLinear, 1, 1.5),
+        (ColumnPrunedLinear, 1, 1.3),
+        (Sparse24Linear, 512, 1 / 1.15),
+        (BitmaskLinear, 512, 1 / 1.15),
+        (ColumnPrunedLinear, 512, 1.25),
+    ],
+)
+def test_speed_against_the_dense_layer(kind: type[SparseLinear], tokens: int, at_least: float) -> None:
+    torch.manual_seed(0)
+    linear = pruned(kind)
+    layer = kind.from_linear(linear)
+    inputs = torch.randn(tokens, COLUMNS, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        dense, sparse = seconds([lambda: linear(inputs), lambda: layer(inputs)], 51 if tokens == 1 else 11)
+    print(
+        f"\n{kind.__name__}, {tokens} tokens: {dense / sparse:.2f} times as fast as dense "
+        f"({dense * 1e3:.1f} ms), {layer.weight_bytes / linear.weight.nbytes:.3f} of its bytes"
+    )
+    assert dense / sparse >= at_least
+
+
+@pytest.mark.parametrize("kind", [Sparse24Linear, BitmaskLinear])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_where_kernels_and_the_library_cross(kind: type[SparseLinear], dtype: torch.dtype) -> None:
+    """Prints what FEW_TOKENS in thanos_kernels/sparse.py was set by."""
+    torch.manual_seed(0)
+    layer = kind.from_linear(pruned(kind)).to(dtype)
+    for tokens in (4, 8, 16, 24, 32, 48):
+        inputs = torch.randn(tokens, COLUMNS, dtype=dtype)
+        with torch.inference_mode():
+            kernel, library = seconds([lambda: layer._few(inputs), lambda: layer._many(inputs)], 7)  # noqa: B023
+        print(f"\n{kind.__name__}, {dtype}, {tokens} tokens: kernel / library {kernel / library:.2f}", end="")
+
+
+def test_packing_runs_at_memory_speed() -> None:
+    weight = pruned(Sparse24Linear).weight.data
+    copy, packing = seconds([weight.clone, lambda: pack_24(weight)], 11)
+    print(f"\npack_24: {packing / copy:.2f} times a copy of the same bytes")
+    assert packing <= 2 * copy
