@@ -74,10 +74,8 @@ def random_checkpoint(folder: Path, pattern: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             weight = module.weight.data
-            if pattern == "2:4":
-                mask = select_n_of_m(weight.float().abs(), 2, 4)
-            else:
-                mask = torch.rand(weight.shape) < 0.5
+            halved = pattern == "unstructured"
+            mask = torch.rand(weight.shape) < 0.5 if halved else select_n_of_m(weight.float().abs(), 2, 4)
             weight.masked_fill_(mask, 0)
     model.save_pretrained(folder)
 
