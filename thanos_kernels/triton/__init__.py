@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from importlib import import_module, metadata
 from typing import Any
@@ -96,6 +97,9 @@ def refusal(operation: str, *tensors: Tensor, group: int = 1) -> Exception | Non
 
 def function(operation: str) -> Callable[..., Any]:
     """The function of ``operation``, with the signature it has in ``reference.py``."""
+    language = sys.modules.get("triton.language")
+    if interpreted() and language is not None and type(language.sum).__name__ == "JITFunction":
+        raise RuntimeError("TRITON_INTERPRET=1 was set after Triton was imported: set it before Python starts")
     implementation: Callable[..., Any] = getattr(
         import_module(f"thanos_kernels.triton.{_MODULES[operation]}"), operation
     )

@@ -103,6 +103,16 @@ def test_nothing_slow_is_imported_before_a_kernel_runs() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_an_interpreter_asked_for_too_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class JITFunction:
+        pass
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("triton.language.sum", JITFunction())
+    with pytest.raises(RuntimeError, match="set after Triton was imported"):
+        ops.select_n_of_m(torch.zeros(2, 4), 2, 4, backend="triton")
+
+
 def calls(where: str | torch.device) -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     """Each public operation with the arguments of its self-check."""
     return {

@@ -36,6 +36,14 @@ def test_agrees_with_the_reference(method: str, pattern: str, device: torch.devi
     assert got.loss == pytest.approx(wanted.loss, rel=1e-3)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_infinities_and_nan_are_refused(value: float, device: torch.device) -> None:
+    weight, hessian = layer(4, 16)
+    weight[2, 3] = value
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        prune_weight(weight.to(device), hessian.to(device), "0.5", block_size=8, backend="triton")
+
+
 @pytest.mark.skipif(not CASES, reason="no golden cases beside the project")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"].removesuffix(".safetensors"))
 def test_golden(case: dict[str, Any], device: torch.device) -> None:
