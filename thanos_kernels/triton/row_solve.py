@@ -7,10 +7,11 @@ Every row has its own system of its own size s. Three kernels share the work, wi
 2. *Pairs*, for counts up to 128: the system lives in registers as two diagonal tiles F + S (16+16, 32+32, 32+64,
    64+64) and ``gram`` is gathered straight into them. Gauss-Jordan elimination, which is forward stable for positive
    definite systems (Higham, Accuracy and Stability of Numerical Algorithms, 14.4), turns ``[A11 | A12 | w1]`` into
-   ``[D | A11^-1 A12 | A11^-1 w1]``; the rest is two products on the matrix units' side and a small elimination:
-   ``(A22 - A21 A11^-1 A12) x2 = w2 - A21 A11^-1 w1``, ``x1 = A11^-1 w1 - (A11^-1 A12) x2``.
-   Two tiles rather than one: a register tile cannot shrink as the elimination proceeds, so one 128 x 128 tile would
-   cost 128^3 multiply-adds and 128 registers a thread; two cost 0.4 of that, and what was eliminated is not touched.
+   ``[D | A11^-1 A12 | A11^-1 w1]``, and each of its steps takes its share from A22 and w2, so that what remains is
+   ``(A22 - A21 A11^-1 A12) x2 = w2 - A21 A11^-1 w1`` and ``x1 = A11^-1 w1 - (A11^-1 A12) x2``. All in float32 on the
+   ordinary units: a product on the matrix units would hold three copies of its operands in registers and spill.
+   Two tiles rather than one: a register tile cannot shrink as the elimination proceeds. A step costs 5 operations an
+   element of A11 (two sums under a mask, one multiply-add), 3 of A12 and 1 of A22.
 3. *Blocked* (``row_solve_blocked.py``), for larger counts.
 
 Padding is an identity row and a zero right-hand side; elimination stops at the row's own count, so that padding costs
