@@ -193,7 +193,10 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        mask = _umask()
+        folder.chmod(0o777 & ~mask)  # mkdtemp makes it private, and safetensors its files
+        for path in folder.iterdir():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
         _replace(target, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import math
-import os
 import re
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -263,7 +264,6 @@ def _length(run: _Run, limit: int | None, default: bool) -> int:
 
 def _silence() -> None:
     """Only this command speaks: the libraries' warnings and bars stay out of its output."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     import datasets
     import transformers
 
@@ -272,6 +272,9 @@ def _silence() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    with suppress(ImportError, AttributeError):  # its bar obeys none of the switches above
+        gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+        gguf.__dict__["tqdm"] = partial(gguf.tqdm, disable=True)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
