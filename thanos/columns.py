@@ -25,7 +25,7 @@ def remove_columns_jointly(job: Job, work: Tensor) -> tuple[Tensor, Tensor]:
     c s^2. The form through the inverse, ``-W_S G[S,S]^-1 G[S,T]``, needs as many for G's rows alone.
 
     Returns:
-        The mask (c, b), bool, and the damped loss, 0-d float64.
+        The mask (c, b), bool, and the undamped loss, 0-d float64.
     """
     timed, width = job.timed, work.shape[1]
     with timed("select"):
@@ -34,16 +34,21 @@ def remove_columns_jointly(job: Job, work: Tensor) -> tuple[Tensor, Tensor]:
         order, many = removed.argsort(stable=True), width - len(chosen)
         kept, chosen = order[:many], order[many:]
     with timed("factor"):
-        reordered = job.factor.damped().index_select(0, order).index_select(1, order)
-        lower, failed = torch.linalg.cholesky_ex(reordered)
+        lower, failed = torch.linalg.cholesky_ex(job.factor.damped(order))
         job.info.append(failed)
-        del reordered
     with timed("solve"):
         shared = torch.linalg.solve_triangular(lower[:many, :many], lower[many:, :many], upper=False, left=False)
     with timed("update"):
         leaving = work.index_select(1, chosen)
-        work.index_add_(1, kept, leaving @ shared)
+        change = leaving @ shared
+        work.index_add_(1, kept, change)
         work.index_fill_(1, chosen, 0)
     with timed("loss"):
-        loss = torch.linalg.vector_norm(leaving @ lower[many:, many:]).double().square()
+        damped_loss = squared(leaving @ lower[many:, many:])
+        loss = damped_loss - job.factor.ridge * (squared(leaving) + squared(change))
     return removed.expand_as(work).clone(), loss
+
+
+def squared(tensor: Tensor) -> Tensor:
+    """The sum of squares, 0-d float64."""
+    return torch.linalg.vector_norm(tensor).double().square()

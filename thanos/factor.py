@@ -54,14 +54,17 @@ class Factor:
                 return self.upper
         return self._upper
 
-    def damped(self) -> Tensor:
-        """Hd (b, b), a new matrix."""
-        return kernels.damp(self.hessian, self.damping)[0]
+    def damped(self, order: Tensor) -> Tensor:
+        """Hd (b, b), a new matrix, its rows and columns in this order (b,)."""
+        diagonal, _, _ = kernels.damped_diagonal(self.hessian, self.damping)
+        matrix = self.hessian.index_select(0, order).index_select(1, order)
+        matrix.diagonal().copy_(diagonal[order])
+        return matrix
 
     @property
     def ridge(self) -> Tensor:
-        """What the damping adds to the diagonal, 0-d."""
-        return self.damping * kernels.live_mean(self.hessian)
+        """What the damping adds to the diagonal, 0-d float64."""
+        return kernels.damped_diagonal(self.hessian, self.damping)[2].double()
 
     def to(self, dtype: torch.dtype) -> Factor:
         """This factor, or a new one in another dtype."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
-from thanos.columns import columns_to_remove, remove_columns_jointly
+from thanos.columns import columns_to_remove, remove_columns_jointly, squared
 from thanos.factor import Factor
 from thanos.methods import Block, Job, method_named
 from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
@@ -190,16 +190,10 @@ def _attempt(job: Job, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             original = original[rows]
     work = original.masked_fill(factor.dead, 0)
     if isinstance(job.pattern, Structured) and job.method.joint:
-        mask, damped_loss = remove_columns_jointly(job, work)
+        mask, loss = remove_columns_jointly(job, work)
     else:
-        mask, damped_loss = _remove_by_blocks(job, work)
-    with job.timed("loss"):
-        change = work.sub(original).masked_fill_(factor.dead, 0)
-        if job.method.compensates:
-            loss = damped_loss - factor.ridge.double() * _square(change)
-        else:
-            loss = kernels.row_energy(change, factor.hessian, backend=job.backend).double().sum()
-        del change, original
+        mask, loss = _remove_by_blocks(job, work, original)
+    del original
     mask |= factor.dead
     pruned = work.to(weight.dtype)
     if rows is not None:
@@ -208,8 +202,8 @@ def _attempt(job: Job, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return pruned, mask, loss, finite
 
 
-def _remove_by_blocks(job: Job, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Prune ``work`` (c, b) in place. Returns its mask (c, b) and the damped loss, 0-d float64."""
+def _remove_by_blocks(job: Job, work: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
+    """Prune ``work`` (c, b) in place. Returns its mask (c, b) and the undamped loss, 0-d float64."""
     columns = work.shape[1]
     size = job.block_size if job.method.compensates else columns
     removed = None
@@ -229,9 +223,13 @@ def _remove_by_blocks(job: Job, work: Tensor) -> tuple[Tensor, Tensor]:
         with job.timed("update"):
             if errors is not None:
                 block.trailing.addmm_(errors, upper[start:stop, start:], alpha=-1)
-                damped_loss += _square(errors)
+                damped_loss += squared(errors)
             block.weights.masked_fill_(mask[:, start:stop], 0)
-    return mask, damped_loss
+    with job.timed("loss"):
+        change = work.sub(original).masked_fill_(job.factor.dead, 0)
+        if job.method.compensates:
+            return mask, damped_loss - job.factor.ridge * squared(change)
+        return mask, kernels.row_energy(change, job.factor.hessian, backend=job.backend).double().sum()
 
 
 def _rows_to_prune(job: Job, weights: Tensor) -> Tensor:
@@ -239,11 +237,6 @@ def _rows_to_prune(job: Job, weights: Tensor) -> Tensor:
     energy = kernels.row_energy(weights, job.factor.hessian, backend=job.backend)
     order = energy.argsort(stable=True, descending=True)
     return order[_outliers(len(weights), job.outlier_fraction) :].sort().values
-
-
-def _square(tensor: Tensor) -> Tensor:
-    """The sum of squares, 0-d float64."""
-    return torch.linalg.vector_norm(tensor).double().square()
 
 
 def _finite(tensor: Tensor) -> Tensor:

@@ -248,11 +248,13 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backen
     return hessian
 
 
-def live_mean(hessian: Tensor) -> Tensor:
-    """The mean of the diagonal over live columns (those where it is not zero), 0-d; 1 where there is none."""
+def damped_diagonal(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The diagonal of :func:`damp`'s matrix (b,), the dead columns (b,) and the ridge, 0-d."""
     diagonal = hessian.diagonal()
-    live = (diagonal != 0).sum()
-    return torch.where(live > 0, diagonal.sum() / live.clamp(min=1), 1)
+    dead = diagonal == 0
+    live = (~dead).sum()
+    mean = torch.where(live > 0, diagonal.sum() / live.clamp(min=1), 1)
+    return torch.where(dead, mean, diagonal) + damping * mean, dead, damping * mean
 
 
 def damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,11 +267,9 @@ def damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Hd (b, b), a copy; the dead columns (b,), bool; and the ridge, 0-d.
     """
-    diagonal = hessian.diagonal()
-    dead, mean = diagonal == 0, live_mean(hessian)
-    damped = hessian.clone()
-    damped.diagonal().copy_(torch.where(dead, mean, diagonal) + damping * mean)
-    return damped, dead, damping * mean
+    damped, (diagonal, dead, ridge) = hessian.clone(), damped_diagonal(hessian, damping)
+    damped.diagonal().copy_(diagonal)
+    return damped, dead, ridge
 
 
 def damping_schedule(damping: float) -> Iterator[float]:
