@@ -5,7 +5,6 @@
 #include "pages.h"
 #include "parallel.h"
 #include "sparse_rows.h"
-#include "team.h"
 
 namespace thanos::THANOS_ISA {
 namespace {
@@ -79,7 +78,7 @@ void linear(const Rows& weights, const Linear& call) {
     auto bias = static_cast<const Value*>(call.bias);
     auto outputs = static_cast<Value*>(call.outputs);
     int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, weights.bytes_per_row()));
-    team_for(call.threads, weights.rows, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(call.threads, weights.rows, grain, [&](int64_t begin, int64_t end, int) {
         for (int64_t token = 0; token < call.tokens;) {
             auto* x = inputs.data() + token * inputs.stride;
             int64_t left = call.tokens - token;
@@ -112,7 +111,7 @@ void decode(const Rows& weights, int64_t first, int64_t count, Value* out, int t
     using Vectors = typename Rows::Vectors;
     expect_writes(out, count * weights.columns * static_cast<int64_t>(sizeof(Value)));
     int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, weights.bytes_per_row()));
-    team_for(threads, count, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(threads, count, grain, [&](int64_t begin, int64_t end, int) {
         for (int64_t row = begin; row < end; ++row) {
             Value* to = out + row * weights.columns;
             weights.walk(first + row, [&](int, int64_t column, const auto& vector) {
@@ -181,8 +180,8 @@ void gather_columns(const void* inputs, const int64_t* index, void* outputs, int
                     int64_t count, int item_size, int threads) {
     by_size(item_size, [&](auto value) {
         using Value = decltype(value);
-        team_for(threads, rows, std::max<int64_t>(1, kGatherGrain / std::max<int64_t>(1, count)),
-                     [&](int64_t begin, int64_t end) {
+        parallel_for(threads, rows, std::max<int64_t>(1, kGatherGrain / std::max<int64_t>(1, count)),
+                     [&](int64_t begin, int64_t end, int) {
                          for (int64_t row = begin; row < end; ++row) {
                              const Value* from = static_cast<const Value*>(inputs) + row * columns;
                              Value* to = static_cast<Value*>(outputs) + row * count;
