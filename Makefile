@@ -30,7 +30,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 bench: $(INSTALLED)
-	$(RUN) -m pytest benchmarks --benchmark-json=benchmark.json $(BENCH)
+	$(RUN) -m pytest benchmarks -s --benchmark-json=benchmark.json $(BENCH)
 
 bench-gpu: $(INSTALLED)
 	$(RUN) -m benchmarks.gpu

@@ -187,12 +187,12 @@ def _attempt(job: Job, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if job.outlier_fraction > 0:
         with job.timed("select"):
             rows = _rows_to_prune(job, original)
-            original = original[rows]
-    work = original.masked_fill(factor.dead, 0)
+    work = original.clone() if rows is None else original[rows]
+    work.masked_fill_(factor.dead, 0)
     if isinstance(job.pattern, Structured) and job.method.joint:
         mask, loss = remove_columns_jointly(job, work)
     else:
-        mask, loss = _remove_by_blocks(job, work, original)
+        mask, loss = _remove_by_blocks(job, work, original, rows)
     del original
     mask |= factor.dead
     pruned = work.to(weight.dtype)
@@ -202,8 +202,8 @@ def _attempt(job: Job, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return pruned, mask, loss, finite
 
 
-def _remove_by_blocks(job: Job, work: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
-    """Prune ``work`` (c, b) in place. Returns its mask (c, b) and the undamped loss, 0-d float64."""
+def _remove_by_blocks(job: Job, work: Tensor, original: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Prune ``work`` (c, b), which was ``original[rows]``, in place. Its mask (c, b) and undamped loss, 0-d float64."""
     columns = work.shape[1]
     size = job.block_size if job.method.compensates else columns
     removed = None
@@ -226,7 +226,7 @@ def _remove_by_blocks(job: Job, work: Tensor, original: Tensor) -> tuple[Tensor,
                 damped_loss += squared(errors)
             block.weights.masked_fill_(mask[:, start:stop], 0)
     with job.timed("loss"):
-        change = work.sub(original).masked_fill_(job.factor.dead, 0)
+        change = work.sub(original if rows is None else original[rows]).masked_fill_(job.factor.dead, 0)
         if job.method.compensates:
             return mask, damped_loss - job.factor.ridge * squared(change)
         return mask, kernels.row_energy(change, job.factor.hessian, backend=job.backend).double().sum()

@@ -152,7 +152,7 @@ class _Run:
     help="Forwards through each block: 1 needs memory for all samples at once.  [default: 1 if that fits, else 2]",
 )
 @click.option("--seed", default=0, type=click.IntRange(0, 2**63 - 1), help="Of the choice of samples.")
-@click.option("--device", callback=_parsed(_device), help="Where to work, such as cpu or cuda:0.  [default: cpu]")
+@click.option("--device", callback=_parsed(_device), help="Where to work, such as cpu or cuda:0.  [default: cuda, if there is one]")
 @click.option(
     "--dtype",
     default="auto",
@@ -211,13 +211,16 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     if text is not None:
         check_windows(text, length)
     say(f"reading the model {run.model}")
-    model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), run.device, config=config)
+    device = run.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
+    model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=config)
 
     scores: dict[str, Any] = {}
 
     def score(name: str) -> None:
         if text is None:
             return
+        model.to(device)
         with display(console) as shown:
             value = perplexity(model, None, text, sequence_length=length, progress=shown.scored)
         say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
@@ -235,7 +238,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
             damping=run.damping,
             exclude=run.exclude,
             passes=run.passes,
-            device=run.device,
+            device=device,
             progress=shown.walked,
         )
     score("pruned")
