@@ -152,7 +152,11 @@ class _Run:
     help="Forwards through each block: 1 needs memory for all samples at once.  [default: 1 if that fits, else 2]",
 )
 @click.option("--seed", default=0, type=click.IntRange(0, 2**63 - 1), help="Of the choice of samples.")
-@click.option("--device", callback=_parsed(_device), help="Where to work, such as cpu or cuda:0.  [default: cuda, if there is one]")
+@click.option(
+    "--device",
+    callback=_parsed(_device),
+    help="Where to work, such as cpu or cuda:0.  [default: cuda, if there is one]",
+)
 @click.option(
     "--dtype",
     default="auto",
