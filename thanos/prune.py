@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import logging
 import math
 import re
 import signal
 import sys
-import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +20,7 @@ from rich.console import Console
 from thanos.layer import check_options
 from thanos.methods import METHODS
 from thanos.pattern import Pattern, parse_pattern
+from thanos.quiet import silence_libraries
 
 _INTERRUPTED = 130
 
@@ -195,7 +192,7 @@ def _sentence(error: BaseException) -> str:
 
 def _run(run: _Run, default_length: bool, console: Console) -> None:
     """Check, read, prune and write; what is cheap to refuse comes first."""
-    _silence()
+    silence_libraries()
     from thanos import checkpoint
     from thanos.calibrate import load_samples
     from thanos.evaluate import check_windows, load_tokens, perplexity
@@ -267,22 +264,6 @@ def _length(run: _Run, limit: int | None, default: bool) -> int:
     raise ValueError(
         f"--sequence-length {run.sequence_length} is longer than the {limit} tokens that {run.model} takes"
     )
-
-
-def _silence() -> None:
-    """Only this command speaks: the libraries' warnings and bars stay out of its output."""
-    import datasets
-    import transformers
-
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    with suppress(ImportError, AttributeError):  # its bar obeys none of the switches above
-        gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-        gguf.__dict__["tqdm"] = partial(gguf.tqdm, disable=True)
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,26 @@
+"""Keeps the libraries' warnings and progress bars out of a command's output."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from contextlib import suppress
+from functools import partial
+
+
+def silence_libraries() -> None:
+    """From here on only this package speaks; for commands, not for code that others import."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", module="thanos")  # such as: a kernel is not used here, for it computes wrongly
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    with suppress(ImportError, AttributeError):  # its bar obeys none of the switches above
+        gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+        gguf.__dict__["tqdm"] = partial(gguf.tqdm, disable=True)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
