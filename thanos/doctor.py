@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -176,19 +177,26 @@ def _print(checks: list[Check]) -> None:
     for row in choices():
         taken.add_row(*row)
     console.print(taken)
-    table = Table(title="Kernels against the reference", caption="times in ms, for the same work")
+    table = Table(
+        title="Kernels against the reference",
+        caption="times in ms, for the same work",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     for name in ("operation", "backend", "where", "error", "time", "reference", "result"):
         table.add_column(name, justify="right" if name in ("error", "time", "reference") else "left", no_wrap=True)
-    table.columns[-1].no_wrap = False
     for one in checks:
         error = "" if one.error is None else f"{one.error:.1e}"
-        result = f"[red]FAIL[/red] {one.problem}" if one.problem else "[green]pass[/green]"
+        result = "[red]FAIL[/red]" if one.problem else "[green]pass[/green]"
         times = _milliseconds(one.seconds), _milliseconds(one.reference_seconds)
         table.add_row(one.operation, one.backend, one.where, error, *times, result)
     console.print(table)
-    failed = [f"{one.operation} ({one.backend})" for one in checks if one.problem]
+    failed = [one for one in checks if one.problem]
     if failed:
-        console.print(f"[red]{len(failed)} of {len(checks)} checks failed[/red]: {', '.join(failed)}")
+        names = ", ".join(f"{one.operation} ({one.backend})" for one in failed)
+        console.print(f"[red]{len(failed)} of {len(checks)} checks failed[/red]: {names}")
+        for one in failed:
+            console.print(f"{one.operation} ({one.backend}): {one.problem}", markup=False)
     else:
         console.print(f"all {len(checks)} checks passed")
     if not torch.cuda.is_available():

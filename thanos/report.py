@@ -113,7 +113,8 @@ def print_summary(report: ModelReport, console: Console) -> None:
     sparsity = f"{report.effective_sparsity:.2%} of {len(report.layers)} layers"
     if abs(report.effective_sparsity - report.nominal_sparsity) > 5e-5:
         sparsity += f" (nominal {report.nominal_sparsity:.2%})"
-    table.add_row("pruned", f"{report.method}, {report.pattern}")
+    alpha = report.options.get("outlier_fraction", 0.0)
+    table.add_row("pruned", f"{report.method}, {report.pattern}" + (f", outlier fraction {alpha:g}" if alpha else ""))
     table.add_row("sparsity", sparsity)
     if report.layers:
         losses = sorted(layer.relative_loss for layer in report.layers)
