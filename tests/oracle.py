@@ -44,8 +44,9 @@ def thanos_blocks(
     n_of_m: tuple[int, int] | None = None,
     block: int,
     damping: float = 0.01,
+    metric: str = "wanda",
 ) -> tuple[Tensor, Tensor]:
-    """Algorithm 1 (``count`` weights of the layer) or its n:m form; weight and mask."""
+    """Algorithm 1 (``count`` weights of the layer) or its n:m form, with a choice of mask metric; weight and mask."""
     w, (rows, columns) = weight.clone(), weight.shape
     mask = torch.zeros_like(w, dtype=torch.bool)
     norms = hessian.diagonal().sqrt()
@@ -54,8 +55,11 @@ def thanos_blocks(
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         trailing = columns - start
+        inverse = torch.linalg.inv(full[start:, start:])
+        scale = {"wanda": norms[start:], "obs": inverse.diagonal().rsqrt(), "magnitude": torch.ones(trailing)}[metric]
+        scores = w[:, start:].abs() * scale
         if n_of_m is None:
-            chosen = smallest((w[:, start:].abs() * norms[start:]).flatten().tolist(), budget)
+            chosen = smallest(scores.flatten().tolist(), budget)
             here = {(k // trailing, start + k % trailing) for k in chosen if k % trailing < stop - start}
         else:
             n, m = n_of_m
@@ -63,10 +67,9 @@ def thanos_blocks(
                 (i, g + k)
                 for i in range(rows)
                 for g in range(start, stop, m)
-                for k in smallest((w[i, g : g + m].abs() * norms[g : g + m]).tolist(), n)
+                for k in smallest(scores[i, g - start : g - start + m].tolist(), n)
             }
         budget -= len(here)
-        inverse = torch.linalg.inv(full[start:, start:])
         for i in range(rows):
             q = sorted(j - start for r, j in here if r == i)
             if q:

@@ -14,7 +14,7 @@ _STRIP = 512  # columns per product with a triangle
 def columns_to_remove(job: Job, weights: Tensor) -> Tensor:
     """Indices (s,) of the columns of ``weights`` (c, b) with the smallest scores, ties to the lower index."""
     assert isinstance(job.pattern, Structured)
-    order = job.method.column_scores(weights, job.factor).argsort(stable=True)
+    order = job.method.column_scores(weights, job).argsort(stable=True)
     return order[: job.pattern.columns(weights.shape[1], job.outlier_fraction)]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 import thanos_kernels as kernels
 from thanos.columns import columns_to_remove, remove_columns_jointly, squared
 from thanos.factor import Factor
-from thanos.methods import Block, Job, method_named
+from thanos.methods import Block, Job, check_metric, method_named
 from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
 from thanos.timing import StepTimer
 
@@ -54,6 +54,7 @@ def prune_weight(
     block_size: int | None = None,
     outlier_fraction: float = 0.0,
     damping: float = 0.01,
+    metric: str | None = None,
     backend: str = "auto",
 ) -> PrunedWeight:
     """Prune one linear layer.
@@ -67,6 +68,8 @@ def prune_weight(
         block_size: columns per block, B; 128, or 512 for n:m. A multiple of m.
         outlier_fraction: alpha: the ``ceil(alpha c)`` rows with the largest ``(W H W.T)_ii`` are left untouched.
         damping: added to the Hessian's diagonal, relative to its mean (a Factor brings its own).
+        metric: what Thanos chooses its mask by: ``wanda``, ``abs(w) * norm`` of the input (the paper's, and what None
+            means); ``obs``, ``w^2 / [H^-1]_jj`` of the columns that remain; or ``magnitude``.
         backend: of the operations: ``auto``, ``native``, ``triton`` or ``reference``.
 
     Raises:
@@ -81,6 +84,7 @@ def prune_weight(
         block_size=block_size,
         outlier_fraction=outlier_fraction,
         damping=damping,
+        metric=metric,
         backend=backend,
     )[0]
 
@@ -94,6 +98,7 @@ def prune_group(
     block_size: int | None = None,
     outlier_fraction: float = 0.0,
     damping: float = 0.01,
+    metric: str | None = None,
     backend: str = "auto",
 ) -> list[PrunedWeight]:
     """Prune layers that receive the same input, such as a block's q, k and v projections: one factor serves all.
@@ -102,6 +107,7 @@ def prune_group(
     """
     pattern = parse_pattern(pattern) if isinstance(pattern, str) else pattern
     chosen = method_named(method)
+    check_metric(metric, method)
     size = _block_size(pattern, block_size)
     factor = hessian if isinstance(hessian, Factor) else Factor(hessian, damping, backend)
     for weight in weights:
@@ -110,7 +116,7 @@ def prune_group(
     results = []
     for weight in weights:
         own = factor.to(torch.promote_types(weight.dtype, factor.hessian.dtype))
-        job = Job(chosen, pattern, own, size, outlier_fraction, backend, StepTimer(weight.device))
+        job = Job(chosen, pattern, own, size, outlier_fraction, backend, metric or "wanda", StepTimer(weight.device))
         results.append(_prune(job, weight))
     return results
 
@@ -125,10 +131,16 @@ def check_pattern(pattern: Pattern, rows: int, columns: int, outlier_fraction: f
 
 
 def check_options(
-    pattern: Pattern, method: str, block_size: int | None, outlier_fraction: float, damping: float
+    pattern: Pattern,
+    method: str,
+    block_size: int | None,
+    outlier_fraction: float,
+    damping: float,
+    metric: str | None = None,
 ) -> None:
     """Raise ValueError where the options of :func:`prune_weight` could suit no layer."""
     method_named(method)
+    check_metric(metric, method)
     _block_size(pattern, block_size)
     next(kernels.damping_schedule(damping))
     if not isinstance(pattern, SemiStructured):

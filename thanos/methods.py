@@ -28,6 +28,7 @@ class Job:
     block_size: int
     outlier_fraction: float
     backend: str
+    metric: str  # of Thanos' mask
     timed: StepTimer
     info: list[Tensor] = field(default_factory=list)  # of the solves: non-zero where one was not positive definite
 
@@ -76,15 +77,30 @@ class Method:
 
     Attributes:
         step: one block of columns -> mask (c, B), bool, and E (c, B) or None.
-        column_scores: for structured patterns, (weights (c, b), factor) -> (b,); the smallest are removed.
+        column_scores: for structured patterns, (weights (c, b), job) -> (b,); the smallest are removed.
         compensates: whether it updates the weights it keeps. One that does not sees the whole layer as one block.
         joint: whether structured pruning solves for all the removed columns at once, not block by block.
     """
 
     step: Callable[[Block], tuple[Tensor, Tensor | None]]
-    column_scores: Callable[[Tensor, Factor], Tensor]
+    column_scores: Callable[[Tensor, Job], Tensor]
     compensates: bool = True
     joint: bool = False
+
+
+METRICS = ("wanda", "obs", "magnitude")
+"""What Thanos may choose its mask by: |w| * norm of the input, the optimal brain surgeon's w^2 / [H^-1]_jj, or |w|."""
+
+
+def _scales(block: Block) -> Tensor:
+    """(b - start,): what the metric multiplies each remaining column's abs(w) by.
+
+    The inverse of the Hessian of the remaining columns is ``U[start:, start:].T @ U[start:, start:]``.
+    """
+    metric, start = block.job.metric, block.start
+    if metric == "obs":
+        return torch.linalg.vector_norm(block.job.factor.upper[start:, start:], dim=0).reciprocal()
+    return block.norms if metric == "wanda" else torch.ones_like(block.norms)
 
 
 def _n_of_m(block: Block, pattern: SemiStructured, norms: Tensor) -> Tensor:
@@ -94,11 +110,12 @@ def _n_of_m(block: Block, pattern: SemiStructured, norms: Tensor) -> Tensor:
 def _thanos(block: Block) -> tuple[Tensor, Tensor]:
     """The global residual mask, and the errors of least norm: ``E = Lambda V.T``, the paper's ``u R^-1``."""
     with block.job.timed("select"):
+        scales = _scales(block)
         if isinstance(block.pattern, SemiStructured):
-            mask = _n_of_m(block, block.pattern, block.norms[: block.width])
+            mask = _n_of_m(block, block.pattern, scales[: block.width])
         else:
             mask, taken = kernels.select_smallest(
-                block.trailing, block.norms, block.remaining, block.width, backend=block.job.backend
+                block.trailing, scales, block.remaining, block.width, backend=block.job.backend
             )
             block.remaining = block.remaining - taken
     with block.job.timed("solve"):
@@ -150,12 +167,28 @@ def _magnitude(block: Block) -> tuple[Tensor, None]:
     return mask, None
 
 
+def _thanos_columns(weights: Tensor, job: Job) -> Tensor:
+    """``|w_j|^2`` over the rows, times the squared scale of the metric."""
+    block = Block(job, weights, 0, weights.shape[1], 0, None)
+    return (torch.linalg.vector_norm(weights, dim=0) * _scales(block)).square()
+
+
 METHODS: dict[str, Method] = {
-    "thanos": Method(_thanos, lambda w, factor: w.square().sum(0) * factor.norms.square(), joint=True),
-    "sparsegpt": Method(_sparsegpt, lambda w, factor: w.square().sum(0) / factor.upper.diagonal().square()),
-    "wanda": Method(_wanda, lambda w, factor: w.abs().sum(0) * factor.norms, compensates=False),
-    "magnitude": Method(_magnitude, lambda w, factor: w.abs().sum(0), compensates=False),
+    "thanos": Method(_thanos, _thanos_columns, joint=True),
+    "sparsegpt": Method(_sparsegpt, lambda w, job: w.square().sum(0) / job.factor.upper.diagonal().square()),
+    "wanda": Method(_wanda, lambda w, job: w.abs().sum(0) * job.factor.norms, compensates=False),
+    "magnitude": Method(_magnitude, lambda w, job: w.abs().sum(0), compensates=False),
 }
+
+
+def check_metric(metric: str | None, method: str) -> None:
+    """Raise ValueError unless the metric is None or one of ``METRICS`` for Thanos."""
+    if metric is None:
+        return
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+    if method != "thanos":
+        raise ValueError(f"metric is an option of the method thanos; {method} has its own")
 
 
 def method_named(name: str) -> Method:

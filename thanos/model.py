@@ -54,6 +54,7 @@ class Options:
     block_size: int | None
     outlier_fraction: float
     damping: float
+    metric: str | None
     backend: str
 
     def prune(self, layer: Layer, inputs: InputHessian) -> PrunedWeight:
@@ -65,6 +66,7 @@ class Options:
             block_size=self.block_size,
             outlier_fraction=self.outlier_fraction,
             damping=self.damping,
+            metric=self.metric,
             backend=self.backend,
         )
 
@@ -78,6 +80,7 @@ def prune_model(
     block_size: int | None = None,
     outlier_fraction: float = 0.0,
     damping: float = 0.01,
+    metric: str | None = None,
     exclude: str | None = None,
     passes: int | None = None,
     batch_size: int | None = None,
@@ -93,7 +96,7 @@ def prune_model(
     Args:
         model: any Hugging Face causal language model.
         samples: (N, S), int64: calibration token ids, such as :func:`thanos.calibrate.load_samples` draws.
-        pattern, method, block_size, outlier_fraction, damping, backend: as for :func:`thanos.prune_weight`.
+        pattern, method, block_size, outlier_fraction, damping, metric, backend: as for :func:`thanos.prune_weight`.
         exclude: a regular expression; layers in whose full name it is found stay dense.
         passes: 1 runs all samples through a block together and prunes each layer right before it runs; 2 runs every
             block twice, in batches. None takes one pass where the activations of a block fit ``memory_limit``.
@@ -108,8 +111,8 @@ def prune_model(
         torch.linalg.LinAlgError: a layer's Hessian is not positive definite with any damping up to 1.0.
     """
     parsed = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    check_options(parsed, method, block_size, outlier_fraction, damping)
-    options = Options(parsed, method, block_size, outlier_fraction, damping, backend)
+    check_options(parsed, method, block_size, outlier_fraction, damping, metric)
+    options = Options(parsed, method, block_size, outlier_fraction, damping, metric, backend)
     decoder = find_decoder(model)
     chosen = _choose(decoder, exclude)
     _check_samples(model, samples)
@@ -131,6 +134,7 @@ def prune_model(
             "block_size": block_size,
             "outlier_fraction": outlier_fraction,
             "damping": damping,
+            "metric": metric,
             "exclude": exclude,
             "batch_size": batch_size,
             "backend": backend,

@@ -41,6 +41,26 @@ def test_thanos_n_of_m_is_the_papers_algorithm(rows: int, groups: int, seed: int
 
 
 @quick
+@given(seed=shapes["seed"], metric=st.sampled_from(["obs", "magnitude"]), block=st.integers(1, 12))
+def test_the_mask_metric_is_what_it_says(seed: int, metric: str, block: int) -> None:
+    weight, hessian = oracle.layer(12, 40, seed)
+    for pattern, chosen in [("0.5", {"count": 240}), ("2:4", {"n_of_m": (2, 4)})]:
+        result = prune_weight(weight, hessian, pattern, block_size=4 * block, metric=metric)
+        expected, mask = oracle.thanos_blocks(weight, hessian, **chosen, block=4 * block, metric=metric)
+        assert torch.equal(result.mask, mask)
+        torch.testing.assert_close(result.weight, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_the_mask_metric_chooses_columns_too() -> None:
+    weight, hessian = oracle.layer(12, 40, seed=5)
+    inverse = torch.linalg.inv(oracle.damped(hessian, 0.01)).diagonal()
+    for metric, scale in [("wanda", hessian.diagonal()), ("obs", 1 / inverse), ("magnitude", torch.ones(40))]:
+        removed = prune_weight(weight, hessian, "structured:0.3", metric=metric).mask[0].nonzero()[:, 0]
+        expected = oracle.smallest((weight.square().sum(0) * scale).tolist(), 12)
+        assert set(removed.tolist()) == expected
+
+
+@quick
 @given(**shapes, block=st.integers(1, 48))
 def test_sparsegpt_is_one_weight_at_a_time(rows: int, columns: int, seed: int, block: int) -> None:
     weight, hessian = oracle.layer(rows, columns, seed)
@@ -237,6 +257,8 @@ def test_nan_and_infinity_are_refused(bad: float, where: str) -> None:
         ({"damping": -1.0}, "damping must"),
         ({"damping": math.nan}, "damping must"),
         ({"backend": "fortran"}, "backend must be"),
+        ({"metric": "hessian"}, "metric must be one of wanda, obs, magnitude"),
+        ({"metric": "obs", "method": "wanda"}, "an option of the method thanos; wanda has its own"),
         ({"weight": torch.zeros(8)}, "non-empty floating matrix"),
         ({"weight": torch.zeros(0, 32)}, "non-empty floating matrix"),
         ({"weight": torch.zeros(8, 32, dtype=torch.int8)}, "non-empty floating matrix"),
