@@ -18,7 +18,7 @@ $(VENV)/bin/python:
 
 $(INSTALLED): $(VENV)/bin/python $(SOURCES)
 	$(PIP) install --quiet -c constraints.txt torch
-	$(PIP) install --quiet -c constraints.txt --editable '.[gguf,test]'
+	$(PIP) install --quiet -c constraints.txt --editable '.[eval,gguf,test]'
 	touch $@
 
 test: $(INSTALLED) lint

@@ -234,11 +234,16 @@ class Capture:
         return tensor
 
 
-def run_model(model: nn.Module, tokens: Tensor) -> Any:
-    """The output of the model for ``tokens`` (batch, length), computed without a cache, on the model's device."""
+def run_model(model: nn.Module, tokens: Tensor, *, last: int = 0) -> Any:
+    """The output of the model for ``tokens`` (batch, length), computed without a cache, on the model's device.
+
+    Where the model can, it computes the logits of the ``last`` positions only; 0 means all.
+    """
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    return model(input_ids=tokens.to(embedding.weight.device), **cache)
+    wanted: dict[str, Any] = {"use_cache": False, "logits_to_keep": last}
+    known = inspect.signature(model.forward).parameters
+    options = {name: value for name, value in wanted.items() if name in known}
+    return model(input_ids=tokens.to(embedding.weight.device), **options)
 
 
 def _without_head(model: nn.Module) -> nn.Module:
