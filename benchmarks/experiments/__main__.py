@@ -1,0 +1,86 @@
+"""``python -m benchmarks.experiments NAME``: run one experiment, or go on with an interrupted one."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.experiments.grid import EXPERIMENTS, Run
+from benchmarks.experiments.runner import WINDOW, Runner, Settings
+from benchmarks.experiments.store import Store
+from benchmarks.smollm2 import fast_dtype, model_file
+
+_ROOT = Path(__file__).parents[2]
+_DATA = _ROOT.parent / "shared" / "data"
+_runner: Runner
+
+
+def _start(settings: Settings, threads: int) -> None:
+    global _runner
+    _runner = Runner(settings, threads)
+
+
+def _row(run: Run, experiment: str, zero_shot: bool) -> dict[str, Any]:
+    return _runner.row(run, experiment, zero_shot)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("name", type=click.Choice(list(EXPERIMENTS)))
+@click.option("--calibration", type=click.Path(path_type=Path), default=_DATA / "c4-sample.jsonl", help="A C4 text.")
+@click.option("--evaluate", type=click.Path(path_type=Path), default=_DATA / "wikitext2-test.txt", help="WikiText-2.")
+@click.option("--windows", default=8, help=f"Of {WINDOW} tokens each, for the perplexity.")
+@click.option("--tasks-data", type=click.Path(path_type=Path), default=_DATA / "zeroshot", help="For lm-eval, JSONL.")
+@click.option("--limit", default=100, help="Documents of each zero-shot task, in the main table.")
+@click.option("--zero-shot/--no-zero-shot", default=True, help="Score the main table's first seed with lm-eval.")
+@click.option("--dtype", default=str(fast_dtype()).removeprefix("torch."), help="Of the model.")
+@click.option("--workers", default=1, help="Runs at a time; they share the cores.")
+@click.option("--output", type=click.Path(path_type=Path), default=_ROOT / "benchmarks" / "results", help="A folder.")
+def main(
+    name: str,
+    calibration: Path,
+    evaluate: Path,
+    windows: int,
+    tasks_data: Path,
+    limit: int,
+    zero_shot: bool,
+    dtype: str,
+    workers: int,
+    output: Path,
+) -> None:
+    """Run the experiment NAME; runs that its results hold already are not repeated."""
+    for file in (calibration, evaluate):
+        if not file.is_file():
+            raise click.ClickException(f"there is no file {os.path.relpath(file)}: pass --calibration and --evaluate")
+    scored = name == "main" and zero_shot
+    settings = Settings(dtype, calibration, evaluate, windows, tasks_data, limit)
+    runs = EXPERIMENTS[name]()
+    try:
+        model_file()
+        store = Store(output, name, f"python -m benchmarks.experiments {name}", settings.to_dict())
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    store.borrow(runs)
+    missing = store.missing(runs, scored)
+    click.echo(f"{name}: {len(runs) - len(missing)} of {len(runs)} runs are there")
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    begin = time.perf_counter()
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (settings, threads)) as pool:
+        ordered = sorted(missing, key=lambda run: run.seed == 0)  # those that take longest, for their zero-shot tasks
+        jobs = [pool.submit(_row, run, name, scored and run.seed == 0) for run in ordered]
+        for done, job in enumerate(as_completed(jobs), 1):
+            row = job.result()
+            store.add(row, runs)
+            score = row.get("perplexity")
+            told = {key: value for key, value in row["run"].items() if value not in (None, 0.0)}
+            click.echo(f"[{done}/{len(missing)}, {time.perf_counter() - begin:.0f} s] {told}: {score}")
+    store.write(runs)
+
+
+if __name__ == "__main__":
+    main()
