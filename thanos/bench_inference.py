@@ -60,18 +60,22 @@ def file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in [*folder.glob("*.safetensors"), *folder.glob(MANIFEST)])
 
 
-def random_checkpoint(folder: Path, pattern: str) -> None:
-    """Write a checkpoint of TinyLlama's shapes whose linear layers in the blocks are half zeros, bfloat16."""
+def random_tinyllama() -> Any:
+    """A model of TinyLlama-1.1B's shapes with random bfloat16 weights, the same ones each time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(**_TINYLLAMA, dtype="bfloat16")
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
+        return LlamaForCausalLM(LlamaConfig(**_TINYLLAMA, dtype="bfloat16"))
     finally:
         torch.set_default_dtype(default)
+
+
+def random_checkpoint(folder: Path, pattern: str) -> None:
+    """Write :func:`random_tinyllama` with half of each linear layer in the blocks zero."""
+    model = random_tinyllama()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             weight = module.weight.data
