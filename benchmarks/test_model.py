@@ -79,7 +79,7 @@ class Runs:
         for name, case in self.cases.items():
             headings = (part.replace("input_output", "in/out") for part in parts)
             table = Table(
-                "engine", "method", "pattern", *headings, "MB", "perplexity", "zeros", title=f"{name}: seconds"
+                "engine", "method", "pattern", *headings, "MB", "perplexity", "zeros", title=f"{name}, seconds"
             )
             for (model, *names), found in self.outcomes.items():
                 if model == name:
