@@ -35,8 +35,10 @@ RESULTS ?= benchmarks/results
 bench: $(INSTALLED)
 	mkdir -p $(RESULTS)
 	@failed=; for suite in $(SUITES); do \
-		$(RUN) -m pytest benchmarks/test_$$suite.py -s --benchmark-json=$(RESULTS)/$$suite.json $(BENCH); \
+		json=$(RESULTS)/$$suite.json; \
+		$(RUN) -m pytest benchmarks/test_$$suite.py -s --benchmark-json=$$json.new $(BENCH); \
 		case $$? in 0|5) ;; *) failed="$$failed $$suite";; esac; \
+		if [ -s $$json.new ]; then mv $$json.new $$json; else rm -f $$json.new; fi; \
 	done; \
 	if [ -n "$$failed" ]; then echo "missed a number or failed:$$failed"; exit 1; fi
 
