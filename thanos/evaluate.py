@@ -1,100 +1,278 @@
-"""Perplexity by the standard protocol."""
+"""``python -m thanos.evaluate MODEL``: perplexity and zero-shot accuracy of a model, pruned, compact or neither."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
-from torch import Tensor, nn
+from rich.console import Console
+from rich.table import Table
 
-from thanos.blocks import run_model
-from thanos.calibrate import Text, load_text, tokenize
-from thanos.checkpoint import max_length
+from thanos.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
+from thanos.perplexity import check_windows, load_tokens, perplexity, window_length
+from thanos.quiet import silence_libraries
+from thanos.zeroshot import TASKS, LoadedTasks, ZeroShot, load_tasks, zero_shot
 
-_DEFAULT_LENGTH = 2048
-_BATCH_TOKENS = 2048  # in the windows scored together
-_ROWS = 512  # of logits turned into losses at a time: a large vocabulary's float32 copy stays small
+__all__ = ["load_tokens", "main", "perplexity"]
+
+_NONE = "none"
 
 
-def load_tokens(source: str | Path | Sequence[str], tokenizer: Any) -> Tensor:
-    """Token ids (T,), int64, of a text for evaluation: its documents joined by blank lines, tokenised once.
+def _text(name: str) -> str:
+    return name if name == _NONE else source(name)
 
-    Args:
-        source: ``wikitext2`` (its test split), ``c4`` (1100 documents of its validation split), ``builtin``, a .txt,
-            .jsonl or .parquet file, or a list of documents.
 
-    Raises:
-        ValueError: the source cannot be read or is empty.
+def _tasks(names: str) -> tuple[str, ...]:
+    if names in ("all", _NONE):
+        return TASKS if names == "all" else ()
+    chosen = tuple(name.strip() for name in names.split(","))
+    if unknown := [name for name in chosen if name not in TASKS]:
+        raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(TASKS)}")
+    return chosen
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"the batch size is 'auto' or a number from 1 on, not {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The command's arguments, checked as far as they can be without the model."""
+
+    model: str
+    perplexity: tuple[str, ...]
+    sequence_length: int | None
+    windows: int | None
+    tasks: tuple[str, ...]
+    tasks_data: Path | None
+    limit: int | None
+    batch_size: int | None
+    output: Path | None
+    device: torch.device | None
+    dtype: str
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class _TextScore:
+    """The perplexity on one text, and what it was measured on."""
+
+    source: str
+    sha256: str
+    sequence_length: int
+    windows: int
+    perplexity: float
+
+
+@click.command(name="python -m thanos.evaluate", cls=Command, context_settings={"max_content_width": 100})
+@click.argument("model")
+@click.option(
+    "--perplexity",
+    multiple=True,
+    default=("wikitext2",),
+    show_default="wikitext2",
+    metavar=f"{TEXT}|none",
+    callback=parsed(_text),
+    help="Text for perplexity; may be given several times.",
+)
+@click.option(
+    "--sequence-length",
+    type=click.IntRange(min=2),
+    help="Tokens in a window of text.  [default: 2048, or what the model takes]",
+)
+@click.option("--windows", type=click.IntRange(min=1), help="Take the first N windows of each text only.")
+@click.option(
+    "--tasks",
+    default="all",
+    show_default=True,
+    metavar="all|none|NAME,NAME,...",
+    callback=parsed(_tasks),
+    help=f"Zero-shot tasks: {', '.join(TASKS)}.",
+)
+@click.option(
+    "--tasks-data",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Read the tasks from local copies, such as DIR/piqa.jsonl, in the datasets' own columns, not from the hub.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Score the first N documents of each task only.")
+@click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    callback=parsed(_batch_size),
+    help="Sequences that run together in the tasks.",
+)
+@click.option(
+    "--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the results to this file, as JSON."
+)
+@DEVICE_OPTION
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the weights and the forwards; auto is the checkpoint's own.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output file, if there is one.")
+def main(**options: Any) -> None:
+    """Measure the perplexity and the zero-shot accuracy of the causal language model MODEL.
+
+    MODEL is a directory, ordinary or compact, a .gguf file, or a name on the Hugging Face hub. Accuracy is what lm-eval
+    calls acc; the average counts each task once.
+
+    \b
+    Examples:
+      python -m thanos.evaluate ./llama-50
+      python -m thanos.evaluate ./llama-50 --perplexity my-text.txt --tasks piqa,boolq --output scores.json
     """
-    if isinstance(source, str | Path):
-        return tokenize(load_text(source, "test"), tokenizer)
-    return tokenize(Text(list(source), "documents", ""), tokenizer)
+    _run(_Run(**options), Console())
 
 
-def perplexity(
-    model: nn.Module,
-    tokenizer: Any,
-    source: str | Path | Sequence[str] | Tensor,
-    *,
-    sequence_length: int | None = None,
-    windows: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> float:
-    """``exp`` of the mean loss per predicted token, over windows that do not overlap.
+def _run(run: _Run, console: Console) -> None:
+    """Check, read, score and write; what is cheap to refuse comes first."""
+    silence_libraries()
+    from thanos import checkpoint
+    from thanos.calibrate import load_text, tokenize
+    from thanos.progress import display
 
-    The tokens are cut into windows of ``sequence_length``; each is scored by itself, its first token unpredicted; a
-    shorter rest at the end is dropped.
+    texts = tuple(dict.fromkeys(name for name in run.perplexity if name != _NONE))
+    if not texts and not run.tasks:
+        raise ValueError("there is nothing to evaluate: choose a text with --perplexity or tasks with --tasks")
+    if run.output is not None:
+        _check_output(run.output, run.overwrite)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    config = checkpoint.load_config(run.model)
+    length = window_length(config, run.sequence_length)
+    loaded = load_tasks(run.tasks, run.tasks_data) if run.tasks else LoadedTasks({}, {}, ())
+    for name in loaded.left_out:
+        say(f"{name}: no file in {run.tasks_data}, left out")
+    tokenizer = checkpoint.load_tokenizer(run.model)
+    streams = []
+    for name in texts:
+        text = load_text(name, "test")
+        tokens = tokenize(text, tokenizer)
+        check_windows(tokens, length)
+        streams.append((name, text.sha256, tokens))
+    say(f"reading the model {run.model}")
+    device = default_device(run.device)
+    model = _load(run.model, checkpoint.DTYPES.get(run.dtype), device, config)
 
-    Args:
-        model: a Hugging Face causal language model.
-        tokenizer: its tokenizer; may be None where ``source`` holds token ids.
-        source: as for :func:`load_tokens`, or token ids (T,).
-        sequence_length: 2048, or what the model takes, where that is less.
-        windows: take only the first so many.
-        progress: called with the windows done and their number.
+    scores = []
+    for name, sha256, tokens in streams:
+        with display(console) as shown:
+            value = perplexity(model, None, tokens, sequence_length=length, windows=run.windows, progress=shown.scored)
+        windows = min(len(tokens) // length, run.windows or len(tokens))
+        scores.append(_TextScore(name, sha256, length, windows, value))
+        say(f"perplexity on {name}: {value:.2f}")
+    answers = None
+    if loaded.tasks:
+        with display(console) as shown:
+            answers = zero_shot(
+                model, tokenizer, loaded, limit=run.limit, batch_size=run.batch_size, progress=shown.answered
+            )
+    for table in _tables(scores, answers):
+        console.print(table)
+    if run.output is not None:
+        dtype = str(model.dtype).removeprefix("torch.")
+        _write(run.output, _record(run, str(device), dtype, loaded, scores, answers), run.overwrite)
+        say(f"written to {run.output}")
 
-    Raises:
-        ValueError: the text is shorter than a window, or the windows are longer than the model takes.
-    """
-    limit = max_length(model.config)
-    length = sequence_length if sequence_length is not None else min(_DEFAULT_LENGTH, limit or _DEFAULT_LENGTH)
-    if length < 2 or (limit is not None and length > limit):
-        takes = f"from 2 to the {limit} tokens the model takes" if limit else "at least 2"
-        raise ValueError(f"the sequence length must be {takes}, not {length}")
-    if windows is not None and windows < 1:
-        raise ValueError(f"windows must be at least 1, not {windows}")
-    tokens = source if isinstance(source, Tensor) else load_tokens(source, tokenizer)
-    check_windows(tokens, length)
-    count = min(len(tokens) // length, windows or len(tokens))
-    training = model.training
-    model.eval()
-    total = 0.0
+
+def _load(model: str, dtype: torch.dtype | None, device: torch.device, config: Any) -> Any:
+    """The model, compact or ordinary, on the device."""
+    from thanos import checkpoint, compact
+    from thanos.compact_format import MANIFEST
+
+    if (Path(model) / MANIFEST).is_file():
+        loaded = compact.load(model)
+        return loaded.to(device=device, dtype=dtype or loaded.dtype)
+    return checkpoint.load_model(model, dtype, device, config=config)
+
+
+def _tables(scores: list[_TextScore], answers: ZeroShot | None) -> Iterator[Table]:
+    if scores:
+        table = Table("text", title="Perplexity")
+        for heading in ("perplexity", "windows", "tokens each"):
+            table.add_column(heading, justify="right")
+        for one in scores:
+            table.add_row(one.source, f"{one.perplexity:.2f}", str(one.windows), str(one.sequence_length))
+        yield table
+    if answers is None:
+        return
+    table = Table("task", "metric", title="Zero-shot accuracy")
+    for heading in ("accuracy", "documents", "acc_norm"):
+        table.add_column(heading, justify="right")
+    for name, score in answers.tasks.items():
+        other = "" if score.accuracy_norm is None else _with_error(score.accuracy_norm, score.stderr_norm)
+        table.add_row(name, score.metric, _with_error(score.accuracy, score.stderr), str(score.documents), other)
+    table.add_section()
+    table.add_row(f"average of {len(answers.tasks)}", "", _with_error(*answers.average), "", "")
+    yield table
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.2%}" if error is None else f"{value:.2%} ± {error:.2%}"
+
+
+def _record(
+    run: _Run, device: str, dtype: str, loaded: LoadedTasks, scores: list[_TextScore], answers: ZeroShot | None
+) -> dict[str, Any]:
+    """What the output file holds."""
+    from thanos.report import versions
+
+    texts = {one.source: {key: value for key, value in vars(one).items() if key != "source"} for one in scores}
+    settings = {
+        "device": device,
+        "dtype": dtype,
+        "limit": run.limit,
+        "batch_size": run.batch_size or "auto",
+        "tasks_data": None if run.tasks_data is None else str(run.tasks_data),
+        "tasks_sha256": {name: file.sha256 for name, file in loaded.files.items()},
+        "left_out": list(loaded.left_out),
+    }
+    known = {**versions(), **({"lm-eval": version("lm-eval")} if answers else {})}
+    results = {"perplexity": texts, "zero_shot": answers.to_dict() if answers else None}
+    return {"model": run.model, "settings": settings, "versions": known, "results": results}
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise ValueError(f"the output {path} is a directory; name a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"the output {path} exists; choose another or pass --overwrite")
+    if not path.parent.is_dir():
+        raise ValueError(f"the directory of the output {path} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"the output {path} cannot be written there")
+
+
+def _write(path: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Write JSON, all of it or nothing."""
+    from thanos.report import json_numbers
+
+    text = json.dumps(json_numbers(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    _check_output(path, overwrite)
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with torch.inference_mode():
-            done = 0
-            for batch in tokens[: count * length].view(count, length).split(max(1, _BATCH_TOKENS // length)):
-                for logits, window in zip(run_model(model, batch).logits, batch, strict=True):
-                    total += _loss(logits, window)
-                done += len(batch)
-                if progress is not None:
-                    progress(done, count)
+        partial_file.write_text(text, encoding="utf-8")
+        partial_file.replace(path)
     finally:
-        model.train(training)
-    return math.exp(total / (count * (length - 1)))
+        partial_file.unlink(missing_ok=True)
 
 
-def check_windows(tokens: Tensor, length: int) -> None:
-    """Raise ValueError unless the tokens fill a window."""
-    if len(tokens) < length:
-        raise ValueError(f"the text for perplexity holds {len(tokens)} tokens, less than one sequence of {length}")
-
-
-def _loss(logits: Tensor, tokens: Tensor) -> float:
-    """The summed loss of predicting tokens 1, 2, ... from the logits (S, V) before them."""
-    total = 0.0
-    for rows, targets in zip(logits[:-1].split(_ROWS), tokens[1:].split(_ROWS), strict=True):
-        total += float(nn.functional.cross_entropy(rows.float(), targets.to(rows.device), reduction="sum"))
-    return total
+if __name__ == "__main__":
+    start(main)

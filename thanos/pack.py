@@ -13,21 +13,19 @@ from typing import Any
 
 import click
 
+from thanos.cli import Command, start
 from thanos.compact import Packed, pack
 
 __all__ = ["Packed", "pack"]
 
 
-@click.command(name="python -m thanos.pack")
+@click.command(name="python -m thanos.pack", cls=Command)
 @click.argument("pruned", type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it holds a model.")
 def main(pruned: Path, output: Path, overwrite: bool) -> None:
     """Write the checkpoint in the directory PRUNED in its compact form."""
-    try:
-        packed = pack(pruned, output, overwrite=overwrite)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(" ".join(str(error).split())) from None
+    packed = pack(pruned, output, overwrite=overwrite)
     counts = Counter(packed.kinds.values())
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no linear layers"
     share = packed.compact_bytes / packed.dense_bytes if packed.dense_bytes else 1.0
@@ -43,4 +41,4 @@ class _Callable(ModuleType):
 sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -27,6 +27,10 @@ class Display(Protocol):
         """A window of text was scored."""
         ...
 
+    def answered(self, task: str, done: int, documents: int) -> None:
+        """Documents of a zero-shot task were scored."""
+        ...
+
 
 @contextmanager
 def display(console: Console) -> Iterator[Display]:
@@ -71,6 +75,7 @@ class _Live:
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
         self._begin = time.perf_counter()
+        self._work = ""
         self._task: TaskID | None = None
         self._loss = ""
         self._width = 0
@@ -89,8 +94,17 @@ class _Live:
         )
 
     def scored(self, done: int, windows: int) -> None:
-        left = (time.perf_counter() - self._begin) / done * (windows - done)
-        self._show("perplexity", f"window {done}/{windows}", f"{duration(left)} left", done, windows)
+        self._timed("perplexity", "window", done, windows)
+
+    def answered(self, task: str, done: int, documents: int) -> None:
+        self._timed(task, "document", done, documents)
+
+    def _timed(self, work: str, unit: str, done: int, total: int) -> None:
+        if work != self._work:
+            self._work, self._begin = work, time.perf_counter()
+        gone = time.perf_counter() - self._begin
+        left = f"{duration(gone / done * (total - done))} left" if done else ""
+        self._show(work, f"{unit} {done}/{total}", left, done, total)
 
     def _show(self, description: str, what: str, left: str, done: int, total: int) -> None:
         if self._task is None:
@@ -105,6 +119,7 @@ class _Lines:
         self._console = console
         self._worst: tuple[float, str] = (-1.0, "")
         self._last: Progress | None = None
+        self._work = ""
 
     def walked(self, progress: Progress) -> None:
         if self._last is not None and progress.block != self._last.block:
@@ -115,6 +130,12 @@ class _Lines:
 
     def scored(self, done: int, windows: int) -> None:
         """Plain output says the result only."""
+
+    def answered(self, task: str, done: int, documents: int) -> None:
+        """Plain output says the results only, and which task is next."""
+        if task != self._work:
+            self._work = task
+            self._console.print(f"scoring {documents} documents of {task}", highlight=False, soft_wrap=True)
 
     def end_block(self) -> None:
         """Say how the block at hand went, if one is."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import signal
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,51 +15,11 @@ import torch
 from click.core import ParameterSource
 from rich.console import Console
 
+from thanos.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
 from thanos.layer import check_options
 from thanos.methods import METHODS
 from thanos.pattern import Pattern, parse_pattern
 from thanos.quiet import silence_libraries
-
-_INTERRUPTED = 130
-
-
-class _Command(click.Command):
-    """A command whose every error is one line on stderr."""
-
-    def main(self, *args: Any, **extra: Any) -> Any:
-        extra["standalone_mode"] = False
-        try:
-            sys.exit(super().main(*args, **extra))
-        except click.ClickException as error:
-            message = " ".join(error.format_message().split())
-            click.echo(f"Error: {message}", err=True)
-            sys.exit(error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("Error: interrupted; nothing was written", err=True)
-            sys.exit(_INTERRUPTED)
-
-
-def _parsed(parse: Any) -> Any:
-    """A click callback from a function that raises ValueError."""
-
-    def callback(_: click.Context, __: click.Parameter, value: Any) -> Any:
-        try:
-            return value if value is None else parse(value)
-        except (ValueError, RuntimeError, re.error) as error:
-            raise click.BadParameter(str(error).splitlines()[0]) from None
-
-    return callback
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    if device.type == "meta":
-        raise ValueError("the meta device holds no weights")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _regex(text: str) -> str:
@@ -73,16 +31,6 @@ def _finite(number: float) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{number} is not a finite number")
     return number
-
-
-def _source(name: str) -> str:
-    from thanos.calibrate import check_source
-
-    check_source(name)
-    return name
-
-
-_TEXT = "c4|wikitext2|builtin|FILE"
 
 
 @dataclass(frozen=True)
@@ -108,7 +56,7 @@ class _Run:
     overwrite: bool
 
 
-@click.command(cls=_Command, context_settings={"max_content_width": 100, "show_default": True})
+@click.command(cls=Command, context_settings={"max_content_width": 100, "show_default": True})
 @click.argument("model")
 @click.option(
     "--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where the pruned model goes."
@@ -116,7 +64,7 @@ class _Run:
 @click.option(
     "--pattern",
     default="0.5",
-    callback=_parsed(parse_pattern),
+    callback=parsed(parse_pattern),
     help="What to remove: a share of the weights (0.5 or 50%), n of every m (2:4), or whole columns (structured:0.3).",
 )
 @click.option("--method", default="thanos", type=click.Choice(list(METHODS)), help="How to choose and compensate.")
@@ -125,17 +73,17 @@ class _Run:
     "--outlier-fraction",
     default=0.0,
     type=click.FloatRange(0, 1, max_open=True),
-    callback=_parsed(_finite),
+    callback=parsed(_finite),
     help="Share of each layer's rows, those with the largest output, to leave untouched.",
 )
 @click.option(
     "--damping",
     default=0.01,
     type=click.FloatRange(min=0),
-    callback=_parsed(_finite),
+    callback=parsed(_finite),
     help="Added to the Hessian's diagonal, relative to its mean.",
 )
-@click.option("--calibration", default="c4", metavar=_TEXT, callback=_parsed(_source), help="Text to prune on.")
+@click.option("--calibration", default="c4", metavar=TEXT, callback=parsed(source), help="Text to prune on.")
 @click.option("--samples", default=128, type=click.IntRange(min=1), help="Calibration samples.")
 @click.option(
     "--sequence-length",
@@ -149,23 +97,18 @@ class _Run:
     help="Forwards through each block: 1 needs memory for all samples at once.  [default: 1 if that fits, else 2]",
 )
 @click.option("--seed", default=0, type=click.IntRange(0, 2**63 - 1), help="Of the choice of samples.")
-@click.option(
-    "--device",
-    callback=_parsed(_device),
-    help="Where to work, such as cpu or cuda:0.  [default: cuda, if there is one]",
-)
+@DEVICE_OPTION
 @click.option(
     "--dtype",
     default="auto",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Of the weights, the forwards and the saved model; auto is the checkpoint's own.",
 )
-@click.option("--exclude", metavar="REGEX", callback=_parsed(_regex), help="Leave layers with such names dense.")
-@click.option("--evaluate", metavar=_TEXT, callback=_parsed(_source), help="Text for perplexity before and after.")
+@click.option("--exclude", metavar="REGEX", callback=parsed(_regex), help="Leave layers with such names dense.")
+@click.option("--evaluate", metavar=TEXT, callback=parsed(source), help="Text for perplexity before and after.")
 @click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
-@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
 @click.pass_context
-def main(context: click.Context, /, debug: bool, **options: Any) -> None:
+def main(context: click.Context, /, **options: Any) -> None:
     """Prune the causal language model MODEL and save it in DIR.
 
     MODEL is a directory, a .gguf file, or a name on the Hugging Face hub. DIR can be loaded with from_pretrained; its
@@ -177,17 +120,7 @@ def main(context: click.Context, /, debug: bool, **options: Any) -> None:
       python -m thanos.prune gpt2 --output ./gpt2-24 --pattern 2:4 --evaluate wikitext2
     """
     default_length = context.get_parameter_source("sequence_length") is ParameterSource.DEFAULT
-    try:
-        _run(_Run(**options), default_length, Console())
-    except Exception as error:
-        if debug:
-            raise
-        raise click.ClickException(_sentence(error)) from error
-
-
-def _sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+    _run(_Run(**options), default_length, Console())
 
 
 def _run(run: _Run, default_length: bool, console: Console) -> None:
@@ -195,8 +128,8 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     silence_libraries()
     from thanos import checkpoint
     from thanos.calibrate import load_samples
-    from thanos.evaluate import check_windows, load_tokens, perplexity
     from thanos.model import prune_model
+    from thanos.perplexity import check_windows, load_tokens, perplexity
     from thanos.progress import display
     from thanos.report import print_summary
 
@@ -212,7 +145,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     if text is not None:
         check_windows(text, length)
     say(f"reading the model {run.model}")
-    device = run.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(run.device)
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
     model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=config)
 
@@ -267,5 +200,4 @@ def _length(run: _Run, limit: int | None, default: bool) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    main()
+    start(main)

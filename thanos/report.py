@@ -81,16 +81,16 @@ class ModelReport:
 
     def write(self, folder: Path) -> None:
         """Write ``pruning.json`` into ``folder``."""
-        text = json.dumps(_json_numbers(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(json_numbers(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
         (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _json_numbers(value: Any) -> Any:
+def json_numbers(value: Any) -> Any:
     """The value with null for NaN and infinity, such as the perplexity of a model that overflows."""
     if isinstance(value, dict):
-        return {key: _json_numbers(entry) for key, entry in value.items()}
+        return {key: json_numbers(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_numbers(entry) for entry in value]
+        return [json_numbers(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -12,21 +12,19 @@ from typing import Any
 
 import click
 
+from thanos.cli import Command, start
 from thanos.compact import unpack
 
 __all__ = ["unpack"]
 
 
-@click.command(name="python -m thanos.unpack")
+@click.command(name="python -m thanos.unpack", cls=Command)
 @click.argument("compact", type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it holds a model.")
 def main(compact: Path, output: Path, overwrite: bool) -> None:
     """Restore the ordinary checkpoint that the directory COMPACT was packed from."""
-    try:
-        unpack(compact, output, overwrite=overwrite)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(" ".join(str(error).split())) from None
+    unpack(compact, output, overwrite=overwrite)
     click.echo(f"Written to {output}.")
 
 
@@ -38,4 +36,4 @@ class _Callable(ModuleType):
 sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -137,7 +137,7 @@ def zero_shot(
         data: as for :func:`load_tasks`.
         limit: score only the first so many documents of each task.
         batch_size: sequences run together; None takes what fits a budget of tokens.
-        progress: called with the task, its documents done and their number.
+        progress: called with the task, its documents done, first none, and their number.
 
     Raises:
         ValueError: as :func:`load_tasks`, or a number is below 1.
@@ -158,7 +158,9 @@ def zero_shot(
         with _quiet():
             for name, task in loaded.tasks.items():
                 documents = min(len(task.eval_docs), limit or len(task.eval_docs))
-                scorer.progress = partial(_report, progress, name, documents) if progress else None
+                if progress is not None:
+                    progress(name, 0, documents)
+                    scorer.progress = partial(_report, progress, name, documents)
                 found = evaluate(scorer, {"tasks": {name: task}}, limit=limit, log_samples=False)["results"][name]
                 scores[name] = _score(found, documents)
     finally:

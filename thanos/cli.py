@@ -1,0 +1,111 @@
+"""What the commands share: one-line errors, checked options, and how they are started."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from typing import Any
+
+import click
+import torch
+
+TEXT = "c4|wikitext2|builtin|FILE"
+_INTERRUPTED = 130
+_DEBUG = "thanos.debug"
+
+
+class Command(click.Command):
+    """A command whose every error is one line on stderr, unless ``--debug`` asks for the traceback."""
+
+    def __init__(self, *args: Any, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.params.append(
+            click.Option(
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                callback=lambda context, _, shown: context.meta.update({_DEBUG: shown}),
+                help="Show the whole traceback of an error.",
+            )
+        )
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        extra["standalone_mode"] = False
+        try:
+            sys.exit(super().main(*args, **extra))
+        except click.ClickException as error:
+            message = " ".join(error.format_message().split())
+            click.echo(f"Error: {message}", err=True)
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Error: interrupted; nothing was written", err=True)
+            sys.exit(_INTERRUPTED)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            if ctx.meta[_DEBUG]:
+                raise
+            raise click.ClickException(sentence(error)) from error
+
+
+def start(command: click.Command) -> None:
+    """Run a command; SIGTERM ends it as Ctrl-C does, so that nothing half-written is left."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command()
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line; its type is named where its text was not written for users."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
+def parsed(parse: Any) -> Any:
+    """A click callback from a function that raises ValueError; it is called once a value."""
+
+    def callback(_: click.Context, __: click.Parameter, value: Any) -> Any:
+        try:
+            if isinstance(value, tuple):
+                return tuple(parse(one) for one in value)
+            return value if value is None else parse(value)
+        except (ValueError, RuntimeError, re.error) as error:
+            raise click.BadParameter(str(error).splitlines()[0]) from None
+
+    return callback
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, which must work here."""
+    device = torch.device(name)
+    if device.type == "meta":
+        raise ValueError("the meta device holds no weights")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def default_device(chosen: torch.device | None) -> torch.device:
+    """``chosen``, or else a GPU where there is one."""
+    return chosen or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def source(name: str) -> str:
+    """The name of a text, which must be known or a file."""
+    from thanos.calibrate import check_source
+
+    check_source(name)
+    return name
+
+
+DEVICE_OPTION = click.option(
+    "--device",
+    callback=parsed(usable_device),
+    help="Where to work, such as cpu or cuda:0.  [default: cuda, if there is one]",
+)
