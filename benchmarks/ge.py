@@ -21,7 +21,9 @@ SIZE = int(os.environ.get("THANOS_BENCH_SIZE", "4096"))
 
 _FEW_TOKENS_BEYOND = 4096  # columns; the Hessian of 2 b tokens would take longer than what it serves
 _SECONDS_OF_ROUNDS = 2.0
-_MOST_ROUNDS = 5
+_MOST_ROUNDS = 3
+_SLOW_PRODUCT = 1.0  # seconds; such a one is timed only once
+_products: dict[tuple[int, int], float] = {}  # seconds by shape, the fastest of this run
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -92,35 +94,42 @@ class Timed:
         return ", ".join(f"{step} {seconds / self.ge_seconds:.2f}" for step, seconds in self.steps.items())
 
 
-def time_layer(
-    benchmark: Any, prune: Callable[[], object], weight: Tensor, hessian: Tensor, *, once: bool = False
-) -> Timed:
-    """Time ``prune`` and, in front of each round, a product of the same layer.
+def unit_seconds(weight: Tensor, hessian: Tensor) -> float:
+    """Seconds of one GE: the fastest product of this shape so far in this run, timed once more by each call."""
+    shape = (len(weight), len(hessian))
+    if shape not in _products:
+        _products[shape] = seconds_of(lambda: weight @ hessian)
+    if _products[shape] < _SLOW_PRODUCT:
+        _products[shape] = min(_products[shape], seconds_of(lambda: weight @ hessian))
+    return _products[shape]
 
-    As many rounds as two seconds hold products, five at most, after one that warms up and has its memory watched. A
-    layer for which that is less than two rounds runs only once, and so does one of which ``once`` says so.
+
+def time_layer(
+    benchmark: Any, prune: Callable[[], object], weight: Tensor, hessian: Tensor, *, rounds: int | None = None
+) -> Timed:
+    """Time ``prune``: by default one call that warms up, and then two seconds of rounds, three at most.
+
+    A layer that promises to take more than those two seconds runs once.
 
     Args:
         prune: returns a :class:`PrunedWeight`, or anything else where there are no steps to report.
+        rounds: exactly so many, none to warm up.
     """
     steps: list[dict[str, float]] = []
     peaks: list[int] = []
-    products = [seconds_of(lambda: weight @ hessian)]
+    unit = unit_seconds(weight, hessian)
 
     def run() -> None:
         result = prune()
         steps.append(result.seconds if isinstance(result, PrunedWeight) else {})
 
-    rounds = min(_MOST_ROUNDS, int(_SECONDS_OF_ROUNDS / products[0]))
-    once = once or rounds < 2
-    if not once:
-        peaks.append(peak_bytes(run))
+    if rounds is None and unit * (1 + len(hessian) / len(weight)) < _SECONDS_OF_ROUNDS:
+        first = seconds_of(lambda: peaks.append(peak_bytes(run)))
         steps.clear()
-    benchmark.pedantic(
-        (lambda: peaks.append(peak_bytes(run, interval=0.01))) if once else run,
-        setup=lambda: products.append(seconds_of(lambda: weight @ hessian)),
-        rounds=1 if once else rounds,
-    )
+        rounds = min(_MOST_ROUNDS, max(1, round(_SECONDS_OF_ROUNDS / first)))
+        benchmark.pedantic(run, rounds=rounds)
+    else:
+        benchmark.pedantic(lambda: peaks.append(peak_bytes(run, interval=0.01)), rounds=rounds or 1)
     times = benchmark.stats.stats.data
     fastest = min(range(len(times)), key=times.__getitem__)
-    return Timed(times[fastest], min(products), steps[fastest], peaks[0] / 4)
+    return Timed(times[fastest], unit, steps[fastest], max(peaks) / 4)

@@ -2,8 +2,8 @@
 
 Each block of columns inverts the trailing damped Hessian anew, takes the smallest scores of all remaining weights for
 the global residual mask, and solves for each row its own system ``R^``, padded to the longest of a batch, by
-``torch.linalg.solve``. Masks and weights are those of ``thanos.prune_weight``, up to rounding and to the order of equal
-scores; docs/method.md, section 2, says why.
+``torch.linalg.solve``; a batch gathers its rows' own ``R`` to update them. Masks and weights are those of
+``thanos.prune_weight``, up to rounding and to the order of equal scores; docs/method.md, section 2, says why.
 """
 
 from __future__ import annotations

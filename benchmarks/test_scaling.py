@@ -60,7 +60,7 @@ def test_width(benchmark: Any, ge_row: Callable[..., None], curves: Any, width: 
             return paper.prune(weight, hessian, 0.5, block_size=DEFAULT_BLOCK)
         return prune_weight(weight, hessian, "0.5", method=method, block_size=DEFAULT_BLOCK)
 
-    timed = ge.time_layer(benchmark, prune, weight, hessian, once=method == "paper")
+    timed = ge.time_layer(benchmark, prune, weight, hessian, rounds=1 if method == "paper" else None)
     curves[method][width] = timed.seconds
     benchmark.extra_info |= {
         "kind": "width",
@@ -80,9 +80,11 @@ def test_block_size(benchmark: Any, ge_row: Callable[..., None], block_size: int
     if block_size > SIZE:
         pytest.skip(f"a block has at most {SIZE} columns: raise THANOS_BENCH_SIZE")
     weight, hessian = square(SIZE)
-    timed = ge.time_layer(
-        benchmark, lambda: prune_weight(weight, hessian, pattern, block_size=block_size), weight, hessian
-    )
+
+    def prune() -> object:
+        return prune_weight(weight, hessian, pattern, block_size=block_size)
+
+    timed = ge.time_layer(benchmark, prune, weight, hessian, rounds=2)
     benchmark.extra_info |= {
         "kind": "block_size",
         "rows": SIZE,
