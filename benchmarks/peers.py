@@ -20,9 +20,7 @@ def missing() -> str:
     """Why the peer cannot run here and what to do, or nothing."""
     if find_spec("llmcompressor") is not None:
         return ""
-    return (
-        "llmcompressor is not installed: pip install '.[peers]' (CONTRIBUTING.md says how beside the pinned versions)"
-    )
+    return "llmcompressor is not installed: pip install '.[peers]'; CONTRIBUTING.md says how beside pinned versions"
 
 
 def settings() -> dict[str, str]:

@@ -12,6 +12,7 @@ for the perplexity) and THANOS_BENCH_PATTERNS (0.5; such as 0.5,2:4).
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,7 +55,6 @@ class Case:
 
     model: str
     job: Job  # engine, method and pattern still open
-    dtype: str
     settings: dict[str, str]
 
 
@@ -77,17 +77,16 @@ class Runs:
         console = Console(width=128, highlight=False)
         parts = ("total", "input_output", "forward", "hessian", "prune", "other")
         for name, case in self.cases.items():
-            headings = (part.replace("input_output", "in/out") for part in parts)
-            table = Table(
-                "engine", "method", "pattern", *headings, "MB", "perplexity", "zeros", title=f"{name}, seconds"
-            )
+            headings = (*(part.replace("input_output", "in/out") for part in parts), "MB", "perplexity", "zeros")
+            table = Table("engine", "method", "pattern", *headings, title=f"{name}, seconds")
             for (model, *names), found in self.outcomes.items():
                 if model == name:
                     split = {"total": found.total} | (found.split if "thanos" in names[:1] else {})
                     seconds = [f"{split[part]:.1f}" if part in split else "" for part in parts]
                     score = "" if found.perplexity is None else f"{found.perplexity:.2f}"
                     table.add_row(*names, *seconds, f"{found.peak_bytes / 1e6:.0f}", score, f"{found.sparsity:.3%}")
-            console.print(table, *(f"{key}: {text}" for key, text in case.settings.items()), sep="\n")
+            settings = case.settings | (peers.settings() if name == NAME and not peers.missing() else {})
+            console.print(table, *(f"{key}: {text}" for key, text in settings.items()), sep="\n")
         if self.verdicts:
             table = Table("against llm-compressor's SparseGPT", "measured", "to reach")
             for row in self.verdicts:
@@ -109,17 +108,25 @@ def make_case(name: str, model: Any, tokenizer: Any, folder: Path, samples: Tens
     job = Job("", "", "", folder / "model", folder / "warm", samples, text, WINDOW)
     dtype = str(model.dtype).removeprefix("torch.")
     settings = {
+        "dtype": dtype,
         "layers": "every linear layer of the decoder blocks; embeddings and head stay dense",
         "damping": f"{DAMPING:g}",
         "block size": f"{BLOCK_SIZE} for SparseGPT in both engines, the default for Thanos",
         "timed": "reading the directory, pruning and writing it; each run in a fresh process",
         "warm-up": "the same on two random blocks of the same widths and two short samples",
     }
-    return Case(name, job, dtype, settings)
+    return Case(name, job, settings)
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def folder() -> Iterator[Path]:
+    """Removed in the end, unlike pytest's own, for the checkpoints in it are large."""
+    with tempfile.TemporaryDirectory(prefix="thanos-bench-") as made:
+        yield Path(made)
+
+
+@pytest.fixture(scope="module")
+def smollm2(folder: Path) -> Case:
     try:
         model, tokenizer = load_smollm2(fast_dtype())
     except ValueError as error:
@@ -127,7 +134,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Case:
     calibration, evaluation = source("c4-sample.jsonl"), source("wikitext2-test.txt")
     samples = load_samples(calibration, tokenizer, SAMPLES, LENGTH)
     text = load_tokens(evaluation, tokenizer)[: WINDOWS * WINDOW]
-    case = make_case(NAME, model, tokenizer, tmp_path_factory.mktemp("smollm2"), samples.tokens, text)
+    case = make_case(NAME, model, tokenizer, folder / "smollm2", samples.tokens, text)
     texts = {
         "calibration": f"{Path(calibration).name}, {SAMPLES} x {LENGTH} tokens, seed {samples.seed}",
         "evaluation": f"{Path(evaluation).name}, {len(text) // WINDOW} windows of {WINDOW} tokens",
@@ -136,11 +143,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @pytest.fixture(scope="module")
-def tinyllama(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def tinyllama(folder: Path) -> Case:
     model = random_tinyllama().to(fast_dtype())
     generator = torch.Generator().manual_seed(0)
     samples = torch.randint(model.config.vocab_size, (min(SAMPLES, RANDOM_SAMPLES), LENGTH), generator=generator)
-    case = make_case(RANDOM, model, None, tmp_path_factory.mktemp("tinyllama"), samples, None)
+    case = make_case(RANDOM, model, None, folder / "tinyllama", samples, None)
     return replace(case, settings={"calibration": f"random, {len(samples)} x {LENGTH} tokens"} | case.settings)
 
 
@@ -155,7 +162,7 @@ def measure(benchmark: Any, runs: Runs, case: Case, engine: str, method: str, pa
         "pattern": pattern,
         "samples": len(case.job.samples),
         "length": LENGTH,
-        "dtype": case.dtype,
+        "dtype": case.settings["dtype"],
         "split": outcome.split if engine == "thanos" else {},
         "total": outcome.total,
         "peak_bytes": outcome.peak_bytes,
