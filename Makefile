@@ -1,4 +1,4 @@
-# make test | demo | bench | lint | clean
+# make test | demo | bench | report | lint | clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check
 INSTALLED = $(VENV)/.installed
 SOURCES = pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
-.PHONY: install test lint bench bench-gpu demo clean
+.PHONY: install test lint bench bench-gpu report demo clean
 
 install: $(INSTALLED)
 
@@ -18,7 +18,7 @@ $(VENV)/bin/python:
 
 $(INSTALLED): $(VENV)/bin/python $(SOURCES)
 	$(PIP) install --quiet -c constraints.txt torch
-	$(PIP) install --quiet -c constraints.txt --editable '.[eval,gguf,test]'
+	$(PIP) install --quiet -c constraints.txt --editable '.[eval,gguf,report,test]'
 	touch $@
 
 test: $(INSTALLED) lint
@@ -44,6 +44,9 @@ bench: $(INSTALLED)
 
 bench-gpu: $(INSTALLED)
 	$(RUN) -m benchmarks.gpu
+
+report: $(INSTALLED)
+	$(RUN) -m benchmarks.report
 
 # METHOD=thanos narrows it to one method; PATTERN=2:4 and so on change the pattern.
 demo: $(INSTALLED)
