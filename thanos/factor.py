@@ -54,13 +54,6 @@ class Factor:
                 return self.upper
         return self._upper
 
-    def damped(self, order: Tensor) -> Tensor:
-        """Hd (b, b), a new matrix, its rows and columns in this order (b,)."""
-        diagonal, _, _ = kernels.damped_diagonal(self.hessian, self.damping)
-        matrix = self.hessian.index_select(0, order).index_select(1, order)
-        matrix.diagonal().copy_(diagonal[order])
-        return matrix
-
     @property
     def ridge(self) -> Tensor:
         """What the damping adds to the diagonal, 0-d float64."""

@@ -60,6 +60,49 @@ def _invert_upper_(upper: Tensor) -> None:
         corner[strip] = (top[strip, start:] @ corner[start:]).neg_()
 
 
+def eliminate(hessian: Tensor, diagonal: Tensor, kept: Tensor, removed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``reference.eliminate``: rows T of Cholesky's upper factor of Hd, T in front of S, then a back substitution.
+
+    Each strip of rows is gathered from the Hessian when it is its turn. t^3/3 + 2 s t^2 + s^2 t flops.
+    """
+    order, many = torch.cat([kept, removed]), len(kept)
+    upper = hessian.new_empty((many, len(order)))
+    info = torch.zeros((), dtype=torch.int32, device=hessian.device)
+    for start, stop in _strips(0, many):
+        panel, width = upper[start:stop, start:], stop - start
+        _gather(hessian, diagonal, order, start, stop, panel)
+        panel.addmm_(upper[:start, start:stop].T, upper[:start, start:], alpha=-1)
+        lower, failed = torch.linalg.cholesky_ex(panel[:, :width])
+        identity = torch.eye(width, dtype=hessian.dtype, device=hessian.device)
+        inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+        panel[:, width:] = inverse @ panel[:, width:]
+        panel[:, :width] = inverse.T  # diagonal blocks are kept inverted
+        info = torch.maximum(info, failed)
+    right = upper[:, many:]
+    schur = hessian.new_empty((len(removed), len(removed)))
+    for start, stop in _strips(many, len(order)):
+        low, high = start - many, stop - many
+        panel = schur[low:high, low:]
+        _gather(hessian, diagonal, order, start, stop, panel)
+        panel.addmm_(right[:, low:high].T, right[:, low:], alpha=-1)
+        schur[high:, low:high] = panel[:, stop - start :].T
+    for start, stop in reversed(_strips(0, many)):
+        row = right[start:stop].addmm_(upper[start:stop, stop:many], right[stop:], alpha=-1)
+        row.copy_(upper[start:stop, start:stop] @ row)
+    return right, schur, info
+
+
+def _strips(start: int, stop: int) -> list[tuple[int, int]]:
+    return [(first, min(first + _STRIP, stop)) for first in range(start, stop, _STRIP)]
+
+
+def _gather(hessian: Tensor, diagonal: Tensor, order: Tensor, start: int, stop: int, out: Tensor) -> None:
+    """Rows start to stop and columns from start on of the reordered Hessian, with another diagonal."""
+    rows = order[start:stop]
+    out.copy_(hessian.index_select(0, rows).index_select(1, order[start:]))
+    out.diagonal().copy_(diagonal[rows])
+
+
 def row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
     """As ``reference.row_energy`` at little more than half its flops, reading one triangle of the Hessian.
 

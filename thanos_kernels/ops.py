@@ -319,6 +319,36 @@ def inverse_factor(
     raise torch.linalg.LinAlgError("the Hessian is not positive definite with any damping up to 1.0")
 
 
+def eliminate(
+    hessian: Tensor, damping: float, kept: Tensor, removed: Tensor, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What removing columns S and solving for the kept ones, T, takes from the damped Hessian Hd (see :func:`damp`).
+
+    Args:
+        hessian: (b, b), symmetric, float32 or float64.
+        damping: relative to the mean of the live diagonal.
+        kept, removed: (t,) and (s,), int64: T and S, which hold each column once.
+
+    Returns:
+        ``Hd[T,T]^-1 Hd[T,S]`` (t, s); the Schur complement ``Hd[S,S] - Hd[S,T] Hd[T,T]^-1 Hd[T,S]`` (s, s), symmetric;
+        and the 0-d ``info``, non-zero where ``Hd[T,T]`` is not positive definite.
+    """
+    _matrix("hessian", hessian, _WORKING, (None, hessian.shape[0]))
+    for name, columns in (("kept", kept), ("removed", removed)):
+        if columns.dim() != 1 or columns.dtype != torch.int64:
+            raise ValueError(f"{name} must be (n,) of int64, not {columns.dtype} {tuple(columns.shape)}")
+    if len(kept) + len(removed) != len(hessian):
+        raise ValueError(
+            f"kept ({len(kept)}) and removed ({len(removed)}) must hold each of the {len(hessian)} columns once"
+        )
+    check("eliminate", backend, hessian, kept, removed)
+    diagonal, _, _ = damped_diagonal(hessian, damping)
+    result: tuple[Tensor, Tensor, Tensor] = implementation("eliminate", backend, hessian)(
+        hessian, diagonal, kept, removed
+    )
+    return result
+
+
 def row_energy(weights: Tensor, hessian: Tensor, *, backend: str = "auto") -> Tensor:
     """``h_i = (W H W.T)_ii``, each row's mean squared output per token: the paper's row loss for outlier rows.
 

@@ -96,6 +96,19 @@ def inverse_factor(damped: Tensor, out: Tensor) -> Tensor:
     return info
 
 
+def eliminate(hessian: Tensor, diagonal: Tensor, kept: Tensor, removed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``Hd[T,T]^-1 Hd[T,S]`` and the Schur complement ``Hd[S,S] - Hd[S,T] Hd[T,T]^-1 Hd[T,S]`` of kept T and removed S.
+
+    Hd is ``hessian`` with another ``diagonal`` (b,). Returns also the 0-d ``info`` of the factorisation of ``Hd[T,T]``.
+    """
+    damped = hessian.clone()
+    damped.diagonal().copy_(diagonal)
+    across = damped[kept][:, removed]
+    lower, info = torch.linalg.cholesky_ex(damped[kept][:, kept])
+    solution = torch.cholesky_solve(across, lower)
+    return solution, damped[removed][:, removed] - across.T @ solution, info
+
+
 def row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
     """``diag(weights @ hessian @ weights.T)``: each row's mean squared output per token."""
     return ((weights @ hessian) * weights).sum(1)

@@ -7,27 +7,16 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import click
 
-from benchmarks.experiments.grid import EXPERIMENTS, Run
-from benchmarks.experiments.runner import WINDOW, Runner, Settings
+from benchmarks.experiments.grid import EXPERIMENTS
+from benchmarks.experiments.runner import WINDOW, Settings, start_worker, work
 from benchmarks.experiments.store import Store
 from benchmarks.smollm2 import fast_dtype, model_file
 
 _ROOT = Path(__file__).parents[2]
 _DATA = _ROOT.parent / "shared" / "data"
-_runner: Runner
-
-
-def _start(settings: Settings, threads: int) -> None:
-    global _runner
-    _runner = Runner(settings, threads)
-
-
-def _row(run: Run, experiment: str, zero_shot: bool) -> dict[str, Any]:
-    return _runner.row(run, experiment, zero_shot)
 
 
 @click.command(context_settings={"show_default": True})
@@ -70,9 +59,9 @@ def main(
     click.echo(f"{name}: {len(runs) - len(missing)} of {len(runs)} runs are there")
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     begin = time.perf_counter()
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (settings, threads)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, threads)) as pool:
         ordered = sorted(missing, key=lambda run: run.seed == 0)  # those that take longest, for their zero-shot tasks
-        jobs = [pool.submit(_row, run, name, scored and run.seed == 0) for run in ordered]
+        jobs = [pool.submit(work, run, name, scored and run.seed == 0) for run in ordered]
         for done, job in enumerate(as_completed(jobs), 1):
             row = job.result()
             store.add(row, runs)

@@ -65,9 +65,8 @@ def _sha256(path: Path) -> str:
 class Runner:
     """Holds the dense model and the texts, and carries out runs."""
 
-    def __init__(self, settings: Settings, threads: int | None = None) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+    def __init__(self, settings: Settings, threads: int) -> None:
+        torch.set_num_threads(threads)
         self.settings = settings
         self.model, self.tokenizer = load_smollm2(DTYPES[settings.dtype])
         self.text = load_tokens(settings.evaluation, self.tokenizer)
@@ -129,3 +128,17 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **{name: known[name] for name in ("python", "torch", "transformers", "thanos-pruning")},
     }
+
+
+_runner: Runner
+
+
+def start_worker(settings: Settings, threads: int) -> None:
+    """Make this process's runner."""
+    global _runner
+    _runner = Runner(settings, threads)
+
+
+def work(run: Run, experiment: str, zero_shot: bool) -> dict[str, Any]:
+    """:meth:`Runner.row` of this process's runner."""
+    return _runner.row(run, experiment, zero_shot)

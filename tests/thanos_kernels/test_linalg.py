@@ -79,3 +79,28 @@ def test_row_energy(size: int, dtype: torch.dtype) -> None:
     weights, hessian = torch.randn(7, size, dtype=dtype), spd(size, dtype)
     wanted = reference.row_energy(weights.double(), hessian.double())
     torch.testing.assert_close(linalg.row_energy(weights, hessian).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eliminate(size: int, share: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    hessian, order, cut = spd(size, dtype), torch.randperm(size), int(share * size)
+    kept, removed = order[cut:], order[:cut]
+    solution, schur, info = kernels.eliminate(hessian, 0.01, kept, removed)
+    damped = kernels.damp(hessian, 0.01)[0].double()
+    expected = torch.linalg.solve(damped[kept][:, kept], damped[kept][:, removed])
+    left = damped[removed][:, removed] - damped[removed][:, kept] @ expected
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-3
+    assert int(info) == 0
+    torch.testing.assert_close(solution.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(schur.double(), left, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(schur, schur.T)
+
+
+def test_eliminate_says_where_there_is_no_factor() -> None:
+    hessian = torch.diag(torch.tensor([1.0, -1.0, 1.0]))
+    kept, removed = torch.tensor([0, 1]), torch.tensor([2])
+    for backend in ("auto", "reference"):
+        assert int(kernels.eliminate(hessian, 0.0, kept, removed, backend=backend)[2]) != 0

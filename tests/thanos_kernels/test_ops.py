@@ -243,6 +243,16 @@ BAD: list[tuple[str, type[Exception], Callable[[str], Any]]] = [
         lambda b: kernels.accumulate_hessian(torch.eye(4), torch.ones(2, 4).int(), 1.0, backend=b),
     ),
     ("hessian must have shape", ValueError, lambda b: kernels.inverse_factor(torch.ones(3, 4), backend=b)),
+    (
+        "must hold each of the 3 columns once",
+        ValueError,
+        lambda b: kernels.eliminate(torch.eye(3), 0.0, torch.arange(2), torch.arange(2), backend=b),
+    ),
+    (
+        "removed must be",
+        ValueError,
+        lambda b: kernels.eliminate(torch.eye(3), 0.0, torch.arange(2), torch.ones(1), backend=b),
+    ),
     ("hessian must have shape", ValueError, lambda b: kernels.row_energy(torch.ones(2, 4), torch.eye(3), backend=b)),
 ]
 
