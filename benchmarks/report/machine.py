@@ -1,0 +1,103 @@
+"""Operations, whole models and GPUs."""
+
+from __future__ import annotations
+
+from benchmarks.gpu import CASES
+from benchmarks.report.markdown import NOTHING, folded, listing, number, percent, table
+from benchmarks.report.read import Results, Row
+from benchmarks.report.rows import METHODS, pattern_name
+from benchmarks.report.speed import records
+
+_SPLIT = ("input_output", "forward", "hessian", "prune", "other")
+_ENGINES = {"thanos": "this engine", "llmcompressor": "llm-compressor"}
+
+
+def operations(results: Results) -> list[str]:
+    rows = []
+    for r in records(results, "ops", "op"):
+        rates = [(r.get(key), unit) for key, unit in (("gflops", "GFLOP/s"), ("gbytes_per_second", "GB/s"))]
+        rate = next((f"{number(value)} {unit}" for value, unit in rates if value is not None), NOTHING)
+        peak = f"{percent(r['peak_share'])} of {r['peak']}" if r.get("peak_share") is not None else NOTHING
+        rows.append(
+            [f"`{r['op']}`", r["backend"], r["dtype"], f"{r['rows']} x {r['columns']}", number(1000 * r["seconds"]),
+             number(r["ge"]), rate, peak]
+        )  # fmt: skip
+    text = (
+        "Each operation on each backend at hand, and its share of what the same machine reached in the same run in a "
+        "float32 product, a bfloat16 product or a copy."
+    )
+    header = ["operation", "backend", "dtype", "shape", "ms", "GE", "rate", "share of the peak"]
+    return [text, table(header, rows, left=3)]
+
+
+def models(results: Results) -> list[str]:
+    found = records(results, "model", "model")
+    rows = [
+        [r["model"], _ENGINES.get(r["engine"], r["engine"]), METHODS[r["method"]], pattern_name(r["pattern"]),
+         number(r["total"]), *(number(r["split"].get(part)) for part in _SPLIT), number(r["peak_bytes"] / 2**20),
+         number(r["perplexity"])]
+        for r in found
+    ]  # fmt: skip
+    parts = [part.replace("_", " and ") for part in _SPLIT]
+    header = ["model", "engine", "method", "pattern", "seconds", *parts, "peak, MiB", "perplexity"]
+    scored = sorted({r["perplexity_tokens"] for r in found if r["perplexity"] is not None})
+    text = (
+        "From directory to directory, each run in a process of its own, peers on the same samples, layers and dtype. "
+        "The peak is what the process grew by."
+    ) + (f" Perplexity on {listing([str(tokens) for tokens in scored])} tokens." if scored else NOTHING)
+    return [text, table(header, rows, left=4), *_against_peers(found), *_settings(found)]
+
+
+def _against_peers(found: list[Row]) -> list[str]:
+    same = ("model", "pattern", "samples", "length", "dtype")
+    rows = []
+    for peer in (r for r in found if r["engine"] != "thanos"):
+        for ours in (r for r in found if r["engine"] == "thanos" and all(r[key] == peer[key] for key in same)):
+            if ours["method"] in (peer["method"], "thanos"):
+                rows.append(
+                    [f"{METHODS[ours['method']]} against {_ENGINES[peer['engine']]}'s {METHODS[peer['method']]}",
+                     pattern_name(peer["pattern"]), number(peer["total"] / ours["total"]),
+                     number(peer["peak_bytes"] / ours["peak_bytes"] if ours["peak_bytes"] else None),
+                     number(ours["perplexity"]), number(peer["perplexity"])]
+                )  # fmt: skip
+    header = ["pair", "pattern", "times as fast", "peak memory, theirs / ours", "perplexity, ours", "theirs"]
+    return ["Side by side:", table(header, rows, left=2)] if rows else []
+
+
+def _settings(found: list[Row]) -> list[str]:
+    """What all runs of a model by an engine share, told once."""
+    lines = []
+    for model, engine in dict.fromkeys((r["model"], r["engine"]) for r in found):
+        told = [
+            {"samples": f"{r['samples']} x {r['length']} tokens", "dtype": r["dtype"], **r["settings"]}
+            for r in found
+            if (r["model"], r["engine"]) == (model, engine)
+        ]
+        shared = [f"{key}: {text}" for key, text in told[0].items() if all(one.get(key) == text for one in told)]
+        lines.append(f"- **{model}, {_ENGINES.get(engine, engine)}**: {'; '.join(shared)}")
+    return [folded("Settings", "\n".join(lines))]
+
+
+def gpu(results: Results) -> list[str]:
+    """One table a device, or an empty one."""
+    command = "`make bench-gpu` (`python -m benchmarks.gpu --output benchmarks/results/gpu.json`)"
+    header = ["method", "pattern", "shape", "ms", "GE"]
+    if not results.gpus:
+        rows = [[METHODS[method], pattern_name(pattern), *[NOTHING] * 3] for method, pattern in CASES]
+        return [f"No GPU time has been measured yet; {command} fills this table.", table(header, rows, left=3)]
+    texts = []
+    for report in results.gpus:
+        rows = [
+            [METHODS[r["method"]], pattern_name(r["pattern"]), f"{r['rows']} x {r['columns']}",
+             number(1000 * r["seconds"]), number(r["ge"])]
+            for r in report["layers"]
+        ]  # fmt: skip
+        texts += [f"{report['device']}, by {command}. Layers, float32:", table(header, rows, left=3)]
+        if report["models"]:
+            models = [
+                [METHODS[r["method"]], pattern_name(r["pattern"]), r["blocks"], number(r["seconds"])]
+                for r in report["models"]
+            ]
+            text = "Random models with the widths of LLaMA-3 8B, 32 samples of 2048 tokens, bfloat16:"
+            texts += [text, table(["method", "pattern", "blocks", "seconds"], models, left=2)]
+    return texts

@@ -1,0 +1,378 @@
+"""The results page: numbers straight from the JSON, the same text every time, and a word where JSON is missing."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import random
+import re
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from benchmarks.experiments.grid import EXPERIMENTS, Run
+from benchmarks.report.__main__ import main
+from benchmarks.report.choices import KINDS
+from benchmarks.report.markdown import number, spread, table
+from benchmarks.report.page import BEGIN, END, PICTURES, drawn, page
+from benchmarks.report.read import SUITES, load
+from benchmarks.report.speed import exponent, width_series
+
+STEPS = ("factor", "select", "solve", "update", "loss")
+TASKS = ("openbookqa", "boolq", "piqa", "hellaswag", "arc_easy", "arc_challenge")
+BASE = {None: 22.6, "0.5": 43.0, "0.45": 36.0, "structured:0.3": 150.0, "4:8": 58.0, "2:4": 86.0}
+WORSE = {"dense": 1.0, "magnitude": 11.0, "wanda": 1.15, "sparsegpt": 1.05, "thanos": 1.0}
+
+
+def experiment_row(run: Run, name: str) -> dict[str, Any]:
+    noise = random.Random(repr(run))
+    nominal = {"structured:0.3": 0.3, "0.45": 0.45, None: 0.0}.get(run.pattern, 0.5)
+    keeps = run.pattern is None or run.pattern.startswith("structured")
+    effective = nominal * (1 if keeps else 1 - run.alpha) * (0.9 if run.exclude else 1)
+    size = 1.0 if run.block_size is None else 1 + 0.02 / run.block_size
+    perplexity = BASE[run.pattern] * WORSE[run.method] * (1 - 0.3 * run.alpha) * size * noise.uniform(0.98, 1.02)
+    row: dict[str, Any] = {
+        "run": run.to_dict(),
+        "nominal_sparsity": nominal,
+        "effective_sparsity": effective,
+        "environment": {"processor": "A processor", "threads": 2, "python": "3.11", "torch": "2.13.0"},
+    }
+    if name == "outliers":
+        names = [f"model.layers.{b}.{'mlp' if 'ate' in k or 'up' in k or 'down' in k else 'self_attn'}.{k}"
+                 for b in range(30) for k in KINDS]  # fmt: skip
+        shares = ("energy_share", "loss_share", "relative_loss")
+        row["layers"] = [
+            {"name": n, "rows": 576, "outliers": 58} | {share: noise.random() for share in shares} for n in names
+        ]
+        return row
+    tasks = {
+        t: {"accuracy": noise.uniform(0.3, 0.7), "stderr": 0.049, "metric": "acc", "documents": 100} for t in TASKS
+    }
+    average = {"accuracy": mean(task["accuracy"] for task in tasks.values()), "stderr": 0.02}
+    prune = noise.uniform(5, 15) + 40 / (run.block_size or 128)
+    parts = {"forward": 20.0, "hessian": 15.0, "prune": prune, "other": 1.0, "total": 36 + prune}
+    return row | {
+        "perplexity": perplexity,
+        "seconds": None if run.method == "dense" else parts,
+        "zero_shot": {"tasks": tasks, "average": average} if name == "main" and run.seed == 0 else None,
+    }
+
+
+def experiment(name: str) -> dict[str, Any]:
+    settings = {
+        "model": "SmolLM2-135M-Instruct", "dtype": "bfloat16", "calibration": "c4.jsonl", "evaluation": "wikitext2.txt",
+        "evaluation_tokens": 8192, "window": 1024, "zero_shot_limit": 100,
+    }  # fmt: skip
+    rows = [experiment_row(run, name) for run in EXPERIMENTS[name]()]
+    command = f"python -m benchmarks.experiments {name}"
+    return {"experiment": name, "command": command, "settings": settings, "rows": rows}
+
+
+def timed(rows: int, columns: int, ge: float) -> dict[str, Any]:
+    unit = 0.8 * rows * columns**2 / 4096**3
+    shares = dict(zip(STEPS, (0.4, 0.15, 0.15, 0.2, 0.05), strict=True))
+    steps = {step: share * ge * unit for step, share in shares.items()}
+    return {"rows": rows, "columns": columns, "seconds": ge * unit, "ge": ge, "ge_seconds": unit, "steps": steps,
+            "peak_floats": 3.2 * columns**2}  # fmt: skip
+
+
+def layer_records() -> list[dict[str, Any]]:
+    shapes = [("LLaMA-2 7B", "q_proj", 4096, 4096), ("OPT-125M", "q_proj", 768, 768), ("OPT-125M", "fc1", 3072, 768)]
+    ge = {"thanos": 1.6, "sparsegpt": 1.25, "wanda": 0.7, "magnitude": 0.6}
+    found = []
+    for model, layer, c, b in shapes:
+        for pattern, alpha in [
+            ("0.5", 0.0),
+            ("2:4", 0.0),
+            ("4:8", 0.0),
+            ("structured:0.3", 0.0),
+            ("structured:0.3", 0.1),
+        ]:
+            for method in ge:
+                found.append((model, layer, c, b, method, pattern, alpha, "auto", ge[method] * (1 + ("4" in pattern))))
+    found += [(*shapes[0], "paper", "0.5", 0.0, "reference", 116.0)]
+    found += [(*shapes[0], "sparsegpt", "0.5", 0.0, "reference", 9.0)]
+    return [
+        {"kind": "layer", "model": model, "layer": layer, "method": method, "pattern": pattern, "alpha": alpha,
+         "block_size": None, "backend": backend, "ratio_to_sparsegpt": times / 1.25, "limit_ge": None,
+         **timed(c, b, times), **({"steps": {}} if method == "paper" else {})}
+        for model, layer, c, b, method, pattern, alpha, backend, times in found
+    ]  # fmt: skip
+
+
+def scaling_records() -> list[dict[str, Any]]:
+    found = []
+    for method, power, most in (("sparsegpt", 2.9, 8192), ("thanos", 2.75, 8192), ("paper", 3.8, 2048)):
+        for width in (512, 1024, 2048, 4096, 8192):
+            if width <= most:
+                fields = timed(width, width, 1.5) | {
+                    "seconds": {"paper": 90}.get(method, 1.4) * (width / 4096) ** power
+                }
+                found.append({"kind": "width", "method": method, "pattern": "0.5", "block_size": 128, **fields})
+    for pattern in ("0.5", "2:4"):
+        for size in (32, 64, 128, 256, 512, 1024):
+            ge = 1.2 + 20 / size + size / 1000 * (1 + (pattern == "2:4"))
+            fields = {"method": "thanos", "pattern": pattern, "block_size": size}
+            found.append({"kind": "block_size", **fields, **timed(4096, 4096, ge)})
+    return found
+
+
+def op_records() -> list[dict[str, Any]]:
+    common = {"kind": "op", "dtype": "float32", "rows": 4096, "columns": 4096, "seconds": 0.06, "ge": 0.08}
+    solve = {"op": "row_solve", "backend": "native", "gflops": 73.0, "peak_share": 0.38, "peak": "float32 product"}
+    select = {"op": "select_smallest", "backend": "reference", "gbytes_per_second": 9.5, "peak_share": 0.7}
+    return [common | solve, common | select | {"peak": "copy"}]
+
+
+def model_records() -> list[dict[str, Any]]:
+    runs = [
+        ("thanos", "thanos", 30.0, 43.4),
+        ("thanos", "sparsegpt", 31.0, 46.2),
+        ("llmcompressor", "sparsegpt", 93.0, 46.5),
+    ]
+    split = {"input_output": 1.0, "forward": 9.0, "hessian": 8.0, "prune": 11.0, "other": 1.0}
+    return [
+        {"kind": "model", "model": "SmolLM2-135M-Instruct", "engine": engine, "method": method, "pattern": "0.5",
+         "samples": 32, "length": 512, "dtype": "bfloat16", "total": total, "split": split if engine == "thanos" else {},
+         "peak_bytes": 900 << 20, "perplexity": score, "perplexity_tokens": 16368, "settings": {"damping": "0.01"}}
+        for engine, method, total, score in runs
+    ]  # fmt: skip
+
+
+RECORDS = {"layer": layer_records, "scaling": scaling_records, "ops": op_records, "model": model_records}
+
+
+def write_results(folder: Path) -> None:
+    """All result files, made up."""
+    folder.mkdir(parents=True)
+    for name in EXPERIMENTS:
+        (folder / f"{name}.json").write_text(json.dumps(experiment(name)))
+    machine = {"processor": "A processor", "cores": 2, "memory_bytes": 8 << 30, "python": "3.11", "torch": "2.13.0"}
+    for name in SUITES:
+        found = {"machine_info": machine, "benchmarks": [{"name": "x", "extra_info": r} for r in RECORDS[name]()]}
+        (folder / f"{name}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_results(tmp_path / "benchmarks" / "results")
+    return tmp_path
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots, which take a second each."""
+    monkeypatch.setattr("benchmarks.report.__main__.drawn", lambda results: [])
+
+
+def report(place: Path, *options: str) -> Result:
+    """Run the command in a folder laid out as the repository."""
+    folders = ["--results", "benchmarks/results", "--output", "docs/results.md", "--readme", "README.md"]
+    arguments = [str(place / word) if "/" in word or word.endswith(".md") else word for word in folders]
+    return CliRunner().invoke(main, [*arguments, *options])
+
+
+def text_of(place: Path) -> str:
+    return page(load(place / "benchmarks" / "results"), "plots")
+
+
+def section(text: str, title: str) -> str:
+    """From the heading to the next of the same or a higher level."""
+    level, rest = re.search(rf"^(#+) {re.escape(title)}\n(.*)", text, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, flags=re.MULTILINE)[0]
+
+
+def cells(text: str, start: str) -> list[str]:
+    """Of the first table row that starts so."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_same_json_gives_the_same_page_and_plots(place: Path) -> None:
+    assert report(place).exit_code == 0
+    files = [place / "docs" / "results.md", *sorted((place / "docs" / "plots").glob("*.png"))]
+    first = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    assert report(place).exit_code == 0
+    assert [file.read_bytes() for file in files] == first
+    assert {file.stem for file in files[1:]} == set(PICTURES)
+    assert set(re.findall(r"\(plots/(\w+)\.png\)", first[0].decode())) == set(PICTURES)
+    assert max(map(len, first[1:])) < 60_000
+
+
+def test_check_tells_a_stale_page_and_writes_nothing(place: Path, undrawn: None) -> None:
+    assert report(place, "--check").exit_code == 1
+    assert not (place / "docs").exists()
+    report(place)
+    assert report(place, "--check").exit_code == 0
+    (place / "benchmarks" / "results" / "alpha.json").unlink()
+    assert "would change" in report(place, "--check").output
+
+
+def test_main_table_states_mean_deviation_and_effective_sparsity(place: Path) -> None:
+    text = text_of(place)
+    rows = [r for r in experiment("main")["rows"] if r["run"]["method"] == "sparsegpt" and r["run"]["pattern"] == "2:4"]
+    plain = [r for r in rows if r["run"]["exclude"] is None]
+    scores = [row["perplexity"] for row in plain]
+    seconds = next(row["seconds"]["total"] for row in plain if row["run"]["seed"] == 0)
+    expected = f"{mean(scores):.2f} ± {stdev(scores):.2f}"
+    found = cells(section(text, "2:4"), "SparseGPT ")
+    assert found[2].startswith("50.00%")
+    assert found[3].strip("*") == expected
+    assert (found[4], found[6]) == ("3", f"{seconds:.2f}")
+    matched = cells(section(text, "2:4"), "SparseGPT (blocks 9, 19 and 29 dense)")
+    assert matched[2] == "45.00%"
+    assert cells(section(text, "Unstructured 50%"), "SparseGPT (unstructured 45%)")[2] == "45.00%"
+    assert cells(section(text, "2:4"), "magnitude")[4] == "1"
+
+
+def test_bold_marks_the_best_of_the_same_effective_sparsity(place: Path) -> None:
+    text = section(text_of(place), "2:4")
+    lines = [line for line in text.splitlines() if "**" in line]
+    groups = [re.search(r"(\d+)\.\d+%", line).group(1) for line in lines]  # type: ignore[union-attr]
+    assert sorted(groups) == ["45", "50"], "one for each sparsity"
+    assert lines[0].startswith("| Thanos | 0 |")
+
+
+def test_paired_differences_are_taken_seed_by_seed(place: Path) -> None:
+    rows = [r for r in experiment("main")["rows"] if r["run"]["pattern"] == "0.5" and not r["run"]["alpha"]]
+    scores = {(row["run"]["method"], row["run"]["seed"]): row["perplexity"] for row in rows}
+    differences = [scores["thanos", seed] - scores["wanda", seed] for seed in range(3)]
+    found = cells(section(text_of(place), "How sure is that?"), "unstructured 50% | Thanos − Wanda")
+    assert found[3] == f"{mean(differences):.2f} ± {stdev(differences):.2f}".replace("-", "−")
+    assert found[4] == f"{sum(one < 0 for one in differences)} of 3"
+
+
+def test_the_exponent_is_that_of_the_times(place: Path) -> None:
+    series = width_series(load(place / "benchmarks" / "results"))
+    assert exponent(series["Thanos"]) == pytest.approx(2.75)
+    assert exponent(series["the paper's algorithm"], 1024) == pytest.approx(3.8)
+    assert exponent(series["Thanos"][:1]) is None
+    assert cells(section(text_of(place), "Growth with the width"), "Thanos")[-2:] == ["2.75", "2.75"]
+
+
+def test_peers_stand_side_by_side(place: Path) -> None:
+    found = cells(section(text_of(place), "Whole models"), "Thanos against llm-compressor's SparseGPT")
+    assert found[2] == "3.10"
+    assert found[4:] == ["43.40", "46.50"]
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *SUITES])
+def test_a_missing_file_leaves_its_command(place: Path, name: str) -> None:
+    (place / "benchmarks" / "results" / f"{name}.json").unlink()
+    command = f"benchmarks.experiments {name}" if name in EXPERIMENTS else f"pytest benchmarks/test_{name}.py"
+    text = text_of(place)
+    assert f"Not measured yet: `{'python -m ' if name in EXPERIMENTS else ''}{command}" in text
+    assert set(re.findall(r"\(plots/(\w+)\.png\)", text)) == set(drawn(load(place / "benchmarks" / "results")))
+
+
+def test_no_file_at_all_and_partial_ones(place: Path) -> None:
+    folder = place / "benchmarks" / "results"
+    found = experiment("main")
+    (folder / "main.json").write_text(json.dumps({**found, "rows": found["rows"][:4]}))
+    assert f"4 of {len(found['rows'])} runs are there" in text_of(place)
+    (folder / "main.json").write_text(json.dumps({**found, "rows": []}))
+    assert f"0 of {len(found['rows'])} runs are there" in text_of(place)
+    for file in folder.iterdir():
+        file.unlink()
+    assert text_of(place).count("Not measured yet") == 13
+    assert report(place).exit_code == 0
+
+
+def test_a_perplexity_that_is_not_finite_is_said(place: Path) -> None:
+    path = place / "benchmarks" / "results" / "main.json"
+    found = experiment("main")
+    for row in found["rows"]:
+        if row["run"]["method"] == "wanda" and row["run"]["seed"] == 1:
+            row["perplexity"] = None
+    path.write_text(json.dumps(found))
+    assert cells(section(text_of(place), "2:4"), "Wanda")[3] == "not finite"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("main", "{"),
+        ("main", '{"rows": []}'),
+        ("main", '{"rows": [1], "command": "", "settings": {}}'),
+        ("layer", '{"benchmarks": {}}'),
+        ("layer", '{"benchmarks": [{"extra_info": {"kind": "layer"}}]}'),
+        ("gpu", "[]"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_sentence(place: Path, name: str, text: str) -> None:
+    (place / "benchmarks" / "results" / f"{name}.json").write_text(text)
+    result = report(place)
+    assert result.exit_code == 1
+    assert len(result.output.strip().splitlines()) == 1
+    assert name in result.output
+    assert "again" in result.output
+    assert not (place / "docs").exists()
+
+
+def test_findings_are_included_verbatim(place: Path) -> None:
+    findings = place / "benchmarks" / "findings"
+    findings.mkdir()
+    names = [*EXPERIMENTS, "speed"]
+    for name in names:
+        (findings / f"{name}.md").write_text(f"What {name} *showed*.\n")
+    text = text_of(place)
+    assert [text.count(f"\n\nWhat {name} *showed*.\n") for name in names] == [1] * len(names)
+
+
+def test_the_gpu_table_is_empty_until_measured(place: Path) -> None:
+    assert "No GPU time has been measured yet" in text_of(place)
+    layers = [{"rows": 4096, "columns": 4096, "method": "thanos", "pattern": "2:4", "seconds": 0.0123, "ge": 1.5}]
+    found = {"device": "Some GPU", "layers": layers, "models": []}
+    (place / "benchmarks" / "results" / "gpu-one.json").write_text(json.dumps(found))
+    text = section(text_of(place), "GPU")
+    assert "Some GPU" in text
+    assert cells(text, "Thanos") == ["Thanos", "2:4", "4096 x 4096", "12.30", "1.50"]
+
+
+def test_only_what_stands_between_the_markers_of_the_readme_changes(place: Path, undrawn: None) -> None:
+    readme = place / "README.md"
+    readme.write_text("above\n")
+    report(place)
+    assert readme.read_text() == "above\n"
+    readme.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    assert report(place, "--check").exit_code == 1
+    report(place)
+    text = readme.read_text()
+    assert text.startswith(f"above\n{BEGIN}\n| perplexity |")
+    assert text.endswith(f"{END}\nbelow\n")
+    assert "old" not in text
+    assert "(docs/results.md)" in text
+    report(place)
+    assert readme.read_text() == text
+    assert cells(text, "Thanos (α = 0.1)")[1:] != ["", "", "", ""]
+    assert [bool(cell) for cell in cells(text, "Thanos (α = 0.1)")[1:]] == [False, True, False, False]
+
+
+def test_without_matplotlib_it_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "benchmarks.report.plots":
+            raise ImportError("No module named 'matplotlib'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    result = report(place)
+    assert result.exit_code == 1
+    assert "pip install '.[report]'" in result.output
+    assert not (place / "docs").exists()
+
+
+def test_numbers_keep_three_digits() -> None:
+    assert [number(x) for x in (None, 0, 0.00123456, 1.2345, 43.414, 486.46, 1337.85)] == [
+        "", "0.00", "0.00123", "1.23", "43.41", "486.5", "1338"
+    ]  # fmt: skip
+    assert spread([1.0, 3.0]) == "2.00 ± 1.41"
+    assert spread([-1.5], signed=True) == "−1.50"
+    assert spread([2.0, None]) == "not finite"
+    assert table(["a", "b"], [["x|y", 1]]) == "| a | b |\n| --- | --: |\n| x\\|y | 1 |"
