@@ -136,8 +136,9 @@ def model_records() -> list[dict[str, Any]]:
     split = {"input_output": 1.0, "forward": 9.0, "hessian": 8.0, "prune": 11.0, "other": 1.0}
     return [
         {"kind": "model", "model": "SmolLM2-135M-Instruct", "engine": engine, "method": method, "pattern": "0.5",
-         "samples": 32, "length": 512, "dtype": "bfloat16", "total": total, "split": split if engine == "thanos" else {},
-         "peak_bytes": 900 << 20, "perplexity": score, "perplexity_tokens": 16368, "settings": {"damping": "0.01"}}
+         "samples": 32, "length": 512, "dtype": "bfloat16", "total": total, "peak_bytes": 900 << 20,
+         "split": split if engine == "thanos" else {},
+         "perplexity": score, "perplexity_tokens": 16368, "settings": {"damping": "0.01"}}
         for engine, method, total, score in runs
     ]  # fmt: skip
 
@@ -301,6 +302,7 @@ def test_a_perplexity_that_is_not_finite_is_said(place: Path) -> None:
         ("main", '{"rows": [1], "command": "", "settings": {}}'),
         ("layer", '{"benchmarks": {}}'),
         ("layer", '{"benchmarks": [{"extra_info": {"kind": "layer"}}]}'),
+        ("alpha", '{"rows": [{"run": {"beta": 1}}], "command": "", "settings": {}}'),
         ("gpu", "[]"),
     ],
 )

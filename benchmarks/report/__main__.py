@@ -44,10 +44,10 @@ def main(folder: Path, output: Path, front: Path, check: bool) -> None:
         results = load(folder)
         texts = {output: page(results, _link(output.parent / "plots", output))}
         if front.exists():
-            texts[front] = readme(front.read_text(), results, _link(output, front))
+            texts[front] = readme(front.read_text(encoding="utf-8"), results, _link(output, front))
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if check:
         if stale:
             names = " and ".join(relpath(path) for path in stale)
@@ -56,7 +56,7 @@ def main(folder: Path, output: Path, front: Path, check: bool) -> None:
     _draw(results, output.parent / "plots")
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(texts[path])
+        path.write_text(texts[path], encoding="utf-8")
     click.echo(f"{relpath(output)} is written, with {len(drawn(results))} plots")
 
 

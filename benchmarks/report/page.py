@@ -54,7 +54,7 @@ def page(results: Results, pictures: str) -> str:
         pictures: the folder of the plots, relative to the page.
 
     Raises:
-        ValueError: a record lacks a field.
+        ValueError: a record lacks a field, or it has another type.
     """
     parts = [_INTRO]
     for title, name, plot, section in _EXPERIMENTS:
@@ -89,8 +89,8 @@ def readme(text: str, results: Results, link: str) -> str:
     s = main.settings
     note = (
         f"{s['model']} in {s['dtype']}: perplexity on the first {s['evaluation_tokens']} tokens of "
-        f"`{s['evaluation']}`, mean ± standard deviation over calibration seeds, every row of a column at the same "
-        f"sparsity (`{main.command}`). [All results]({link}), with settings and machine."
+        f"`{s['evaluation']}`, mean ± standard deviation over calibration seeds, every pruned model of a column at the "
+        f"same effective sparsity (`{main.command}`). [All results]({link}), with settings and machine."
     )
     return f"{before}{begin}\n{quality.readme_table(results)}\n\n{note}\n{end}{after}"
 
@@ -121,8 +121,8 @@ def _filled(
     try:
         picture = [f"![{PICTURES[plot][0]}]({pictures}/{plot}.png)"] if plot and PICTURES[plot][1](results) else []
         return picture + section(results)
-    except KeyError as error:
-        raise ValueError(f"{file}: a record lacks the field {error}: remove the file and make it again") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} lacks what the page needs ({error!r}): remove the file and make it again") from error
 
 
 def _not_run(command: str) -> str:

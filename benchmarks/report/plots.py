@@ -24,7 +24,7 @@ _BLUE, _ORANGE, _GREEN, _PINK, _SKY, _GREY = "#0072B2", "#E69F00", "#009E73", "#
 _COLORS = (_BLUE, _ORANGE, _GREEN, _PINK, _SKY)
 _MARKERS = "osD^v"
 _SHADES = 128  # in a file: a palette keeps it small
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.spines.top": False,

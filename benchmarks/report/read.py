@@ -80,12 +80,12 @@ def load(folder: Path) -> Results:
             suites[name] = Suite(found.get("machine_info", {}), records)
     gpus = [_read(path, "layers", "models") for path in sorted(folder.glob("gpu*.json"))]
     texts = sorted((folder.parent / "findings").glob("*.md"))
-    return Results(experiments, suites, gpus, {path.stem: path.read_text().strip() for path in texts})
+    return Results(experiments, suites, gpus, {path.stem: path.read_text(encoding="utf-8").strip() for path in texts})
 
 
 def _read(path: Path, *lists: str) -> Row:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}): remove it and make it again") from None
     needed = [*lists, *(("command", "settings") if "rows" in lists else ())]
