@@ -13,21 +13,25 @@ _ENGINES = {"thanos": "this engine", "llmcompressor": "llm-compressor"}
 
 
 def operations(results: Results) -> list[str]:
-    rows = []
-    for r in records(results, "ops", "op"):
-        rates = [(r.get(key), unit) for key, unit in (("gflops", "GFLOP/s"), ("gbytes_per_second", "GB/s"))]
-        rate = next((f"{number(value)} {unit}" for value, unit in rates if value is not None), NOTHING)
-        peak = f"{percent(r['peak_share'])} of {r['peak']}" if r.get("peak_share") is not None else NOTHING
-        rows.append(
-            [f"`{r['op']}`", r["backend"], r["dtype"], f"{r['rows']} x {r['columns']}", number(1000 * r["seconds"]),
-             number(r["ge"]), rate, peak]
-        )  # fmt: skip
+    found = records(results, "ops", "op")
+    header = ["operation", "backend", "dtype", "shape", "ms a call", "calls", "GE a layer", "rate", "share of the peak"]
+    fast = table(header, [_operation(r) for r in found if r["backend"] != "reference"], left=4)
+    slow = table(header, [_operation(r) for r in found if r["backend"] == "reference"], left=4)
     text = (
-        "Each operation on each backend at hand, and its share of what the same machine reached in the same run in a "
-        "float32 product, a bfloat16 product or a copy."
+        "One call of each operation on each backend at hand, how many calls a layer takes and their time in GE, and "
+        "the call's share of what the same machine reached in the same run in a float32 product, a bfloat16 product or "
+        "a copy."
     )
-    header = ["operation", "backend", "dtype", "shape", "ms", "GE", "rate", "share of the peak"]
-    return [text, table(header, rows, left=3)]
+    return [text, fast, folded("The reference, in plain PyTorch, on fewer rows", slow)]
+
+
+def _operation(r: Row) -> list[object]:
+    rates = [(r.get(key), unit) for key, unit in (("gflops", "GFLOP/s"), ("gbytes_per_second", "GB/s"))]
+    rate = next((f"{number(value)} {unit}" for value, unit in rates if value is not None), NOTHING)
+    peak = f"{percent(r['peak_share'])} of {r['peak']}" if r.get("peak_share") is not None else NOTHING
+    shape = f"{r['rows']} x {r['columns']}"
+    ms = number(1000 * r["seconds"])
+    return [f"`{r['op']}`", r["backend"], r["dtype"], shape, ms, r.get("calls", 1), number(r["ge"]), rate, peak]
 
 
 def models(results: Results) -> list[str]:

@@ -74,6 +74,7 @@ def block_time_series(results: Results) -> Series:
 
 def block_time(results: Results) -> list[str]:
     found = records(results, "scaling", "block_size")
+    found.sort(key=lambda r: (r["pattern"], r["block_size"]))
     rows = [
         [pattern_name(r["pattern"]), r["block_size"], number(r["seconds"]), number(r["ge"]), *_steps(r)] for r in found
     ]
@@ -90,12 +91,14 @@ def step_bars(results: Results) -> tuple[str, list[tuple[str, dict[str, float]]]
         return NOTHING, []
     counts = Counter((r["rows"], r["columns"]) for r in found)
     shape = max(counts, key=lambda shape: (counts[shape], shape))
+    here = [r for r in found if (r["rows"], r["columns"]) == shape]
+    patterns = list(dict.fromkeys(map(_pattern, here)))
+    here.sort(key=lambda r: (patterns.index(_pattern(r)), -list(METHODS).index(r["method"])))
     bars = []
-    for r in found:
-        if (r["rows"], r["columns"]) == shape:
-            parts = {step: r["steps"].get(step, 0.0) / r["ge_seconds"] for step in STEPS}
-            parts["rest"] = max(0.0, r["ge"] - sum(parts.values()))
-            bars.append((f"{METHODS[r['method']]}, {_pattern(r)}", parts))
+    for r in here:
+        parts = {step: r["steps"].get(step, 0.0) / r["ge_seconds"] for step in STEPS}
+        parts["rest"] = max(0.0, r["ge"] - sum(parts.values()))
+        bars.append((f"{METHODS[r['method']]}, {_pattern(r)}", parts))
     return f"{shape[0]} x {shape[1]}", bars
 
 
