@@ -23,6 +23,7 @@ from rich.table import Table
 
 from thanos import compact
 from thanos.checkpoint import load_model
+from thanos.cli import Command, start
 from thanos.compact_format import MANIFEST
 from thanos.quiet import silence_libraries
 from thanos_kernels import select_n_of_m
@@ -152,7 +153,7 @@ def show(dense: Measured, sparse: Measured, prompt: int, title: str) -> Table:
     return table
 
 
-@click.command(name="python -m thanos.bench_inference")
+@click.command(name="python -m thanos.bench_inference", cls=Command)
 @click.argument("model")
 @click.option("--pattern", type=click.Choice(["2:4", "unstructured"]), default="2:4", help="Of a random model.")
 @click.option("--prompt", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens in the long prompt.")
@@ -162,26 +163,23 @@ def show(dense: Measured, sparse: Measured, prompt: int, title: str) -> Table:
 def main(model: str, pattern: str, prompt: int, tokens: int, repeats: int, device: str) -> None:
     """Compare MODEL, a pruned or compact checkpoint or random:tinyllama-1.1b, dense and compact."""
     silence_libraries()
-    try:
-        with tempfile.TemporaryDirectory(prefix="thanos-bench-") as scratch:
-            dense_folder, compact_folder = Path(scratch) / "dense", Path(scratch) / "compact"
-            if model == _RANDOM:
-                random_checkpoint(dense_folder, pattern)
-                gc.collect()
-            elif (Path(model) / MANIFEST).is_file():
-                compact.unpack(model, dense_folder)
-                compact_folder = Path(model)
-            else:
-                dense_folder = Path(model)
-            if compact_folder != Path(model):
-                compact.pack(dense_folder, compact_folder)
-            dense, sparse = load_model(str(dense_folder), device=device), compact.load(compact_folder, device=device)
-            results = measure(dense, sparse, (dense_folder, compact_folder), prompt, tokens, repeats)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(" ".join(str(error).split())) from None
+    with tempfile.TemporaryDirectory(prefix="thanos-bench-") as scratch:
+        dense_folder, compact_folder = Path(scratch) / "dense", Path(scratch) / "compact"
+        if model == _RANDOM:
+            random_checkpoint(dense_folder, pattern)
+            gc.collect()
+        elif (Path(model) / MANIFEST).is_file():
+            compact.unpack(model, dense_folder)
+            compact_folder = Path(model)
+        else:
+            dense_folder = Path(model)
+        if compact_folder != Path(model):
+            compact.pack(dense_folder, compact_folder)
+        dense, sparse = load_model(str(dense_folder), device=device), compact.load(compact_folder, device=device)
+        results = measure(dense, sparse, (dense_folder, compact_folder), prompt, tokens, repeats)
     title = f"{model} ({str(dense.dtype).removeprefix('torch.')}, {device}, {torch.get_num_threads()} threads)"
     Console(width=100).print(show(results[0], results[1], prompt, title))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
