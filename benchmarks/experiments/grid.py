@@ -43,7 +43,7 @@ def main_table() -> list[Run]:
         if pattern == "0.5":
             varied += [Run(method, "0.45") for method in ("sparsegpt", "thanos")]
         elif ":" in pattern and not pattern.startswith("structured"):
-            varied += [Run(method, pattern, exclude=A_TENTH_DENSE) for method in ("sparsegpt", "thanos")]
+            varied.append(Run("thanos", pattern, exclude=A_TENTH_DENSE))
         runs += [replace(run, seed=seed) for seed in SEEDS for run in varied]
     return runs
 
@@ -61,7 +61,7 @@ def alphas() -> list[Run]:
 def metrics() -> list[Run]:
     """The paper's metric is None, so that the runs are those of the main table."""
     patterns, choices = ("0.5", "2:4"), (None, "obs", "magnitude")
-    return [Run(pattern=p, metric=metric, seed=seed) for seed in SEEDS for p in patterns for metric in choices]
+    return [Run(pattern=p, metric=metric, seed=seed) for seed in SEEDS[:2] for p in patterns for metric in choices]
 
 
 def calibrations() -> list[Run]:
