@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from thanos.json_lines import json_lines
 
 NAMES = ("c4", "wikitext2", "builtin")
 _C4_DOCUMENTS = {"train": 20_000, "validation": 1_100}  # the first ones of the split's first file
@@ -203,22 +204,12 @@ def _from_file(path: Path) -> tuple[list[str], str]:
     return documents, hashlib.sha256(content).hexdigest()
 
 
-def _decode(content: bytes) -> str:
-    return content.decode("utf-8-sig").replace("\r\n", "\n")
-
-
 def _read_text(path: Path, content: bytes) -> Iterator[str]:
-    yield _decode(content)
+    yield content.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def _read_lines(path: Path, content: bytes) -> Iterator[str]:
-    for number, line in enumerate(_decode(content).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
+    for number, record in json_lines(path, content):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise ValueError(f"{path}, line {number}, has no field 'text' that holds a string")
         yield record["text"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from thanos.json_lines import json_lines
 
 Record = dict[str, Any]
 
@@ -53,20 +54,14 @@ def read_file(task: str, path: Path) -> TaskFile:
     Raises:
         ValueError: the file cannot be read, holds no document, or a line is no document of this task.
     """
+    columns, check = _CHECKS[task]
     try:
         content = path.read_bytes()
-        lines = content.decode("utf-8-sig").split("\n")
+        lines = list(json_lines(path, content))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    columns, check = _CHECKS[task]
     documents = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
+    for number, record in lines:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}, is not a JSON object")
         if missing := [column for column in columns if column not in record]:

@@ -1,0 +1,28 @@
+"""JSON, one value a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def json_lines(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
+    """The number of each line that is not blank, from 1, and its value.
+
+    Args:
+        path: where ``content``, UTF-8, comes from; for errors.
+
+    Raises:
+        UnicodeDecodeError: the content is not UTF-8.
+        ValueError: a line is not JSON.
+    """
+    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
+        yield number, value
