@@ -43,19 +43,11 @@ class BitmaskLinear(SparseLinear):
     bits: Tensor
     starts: Tensor
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        words = -(-in_features // WORD)
-        self.register_buffer("values", torch.empty(0, device=device, dtype=dtype or torch.get_default_dtype()))
-        self.register_buffer("bits", torch.zeros(out_features, words, device=device, dtype=torch.int64))
-        starts = torch.zeros(out_features + 1, device=device, dtype=torch.int64)
+    def _make_buffers(self, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        words = -(-self.in_features // WORD)
+        self.register_buffer("values", torch.empty(0, device=device, dtype=dtype))
+        self.register_buffer("bits", torch.zeros(self.out_features, words, device=device, dtype=torch.int64))
+        starts = torch.zeros(self.out_features + 1, device=device, dtype=torch.int64)
         self.register_buffer("starts", starts, persistent=False)
 
     def _compress(self, weight: Tensor) -> None:
@@ -106,20 +98,13 @@ class Sparse24Linear(OutlierRowsLinear):
     values: Tensor
     metadata: Tensor
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        if in_features % 16:
-            raise ValueError(f"Sparse24Linear needs in_features to be a multiple of 16, not {in_features}")
-        dtype = dtype or torch.get_default_dtype()
-        self.register_buffer("values", torch.zeros(out_features, in_features // 2, device=device, dtype=dtype))
-        codes = torch.full((out_features, in_features // 16), _EMPTY_CODES, device=device, dtype=torch.int16)
+    def _make_buffers(self, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super()._make_buffers(device, dtype)
+        rows, columns = self.out_features, self.in_features
+        if columns % 16:
+            raise ValueError(f"Sparse24Linear needs in_features to be a multiple of 16, not {columns}")
+        self.register_buffer("values", torch.zeros(rows, columns // 2, device=device, dtype=dtype))
+        codes = torch.full((rows, columns // 16), _EMPTY_CODES, device=device, dtype=torch.int16)
         self.register_buffer("metadata", codes)
 
     def _compress(self, weight: Tensor) -> None:
@@ -170,17 +155,9 @@ class ColumnPrunedLinear(OutlierRowsLinear):
     values: Tensor
     columns: Tensor
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        dtype = dtype or torch.get_default_dtype()
-        self.register_buffer("values", torch.empty(out_features, 0, device=device, dtype=dtype))
+    def _make_buffers(self, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super()._make_buffers(device, dtype)
+        self.register_buffer("values", torch.empty(self.out_features, 0, device=device, dtype=dtype))
         self.register_buffer("columns", torch.empty(0, device=device, dtype=torch.int64))
 
     def _compress(self, weight: Tensor) -> None:

@@ -36,6 +36,11 @@ class SparseLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
         self._on_device: Tensor | None = None
+        self._make_buffers(device, dtype)
+
+    def _make_buffers(self, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        """Register what holds the weight, as it is before anything is loaded."""
+        raise NotImplementedError
 
     @classmethod
     def from_linear(cls, linear: nn.Module) -> Self:
@@ -159,20 +164,11 @@ class OutlierRowsLinear(SparseLinear):
     rows: Tensor
     order: Tensor
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        dtype = dtype or torch.get_default_dtype()
-        self.register_buffer("outliers", torch.empty(0, in_features, device=device, dtype=dtype))
+    def _make_buffers(self, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        self.register_buffer("outliers", torch.empty(0, self.in_features, device=device, dtype=dtype))
         self.register_buffer("outlier_rows", torch.empty(0, device=device, dtype=torch.int64))
         for name in ("rows", "order"):
-            index = torch.arange(out_features, device=device)
+            index = torch.arange(self.out_features, device=device)
             self.register_buffer(name, index, persistent=False)
 
     def _split(self, weight: Tensor, outlier: Tensor) -> Tensor:
