@@ -102,7 +102,12 @@ def prune_a_model(blocks: int, device: torch.device) -> list[dict[str, Any]]:
 
 
 @click.command(help=__doc__)
-@click.option("--output", default="gpu.json", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    default=Path(__file__).parent / "results" / "gpu.json",
+    show_default="benchmarks/results/gpu.json",
+    type=click.Path(dir_okay=False, path_type=Path),
+)
 @click.option("--blocks", default=4, show_default=True, help="Decoder blocks of the model; 0 leaves it out.")
 def main(output: Path, blocks: int) -> None:
     if not torch.cuda.is_available():

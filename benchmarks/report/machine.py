@@ -84,7 +84,7 @@ def _settings(found: list[Row]) -> list[str]:
 
 def gpu(results: Results) -> list[str]:
     """One table a device, or an empty one."""
-    command = "`make bench-gpu` (`python -m benchmarks.gpu --output benchmarks/results/gpu.json`)"
+    command = "`make bench-gpu`"
     header = ["method", "pattern", "shape", "ms", "GE"]
     if not results.gpus:
         rows = [[METHODS[method], pattern_name(pattern), *[NOTHING] * 3] for method, pattern in CASES]
