@@ -25,7 +25,7 @@ _DATA = _ROOT.parent / "shared" / "data"
 @click.option("--evaluate", type=click.Path(path_type=Path), default=_DATA / "wikitext2-test.txt", help="WikiText-2.")
 @click.option("--windows", default=8, help=f"Of {WINDOW} tokens each, for the perplexity.")
 @click.option("--tasks-data", type=click.Path(path_type=Path), default=_DATA / "zeroshot", help="For lm-eval, JSONL.")
-@click.option("--limit", default=100, help="Documents of each zero-shot task, in the main table.")
+@click.option("--limit", default=50, help="Documents of each zero-shot task, in the main table.")
 @click.option("--zero-shot/--no-zero-shot", default=True, help="Score the main table's first seed with lm-eval.")
 @click.option("--dtype", default=str(fast_dtype()).removeprefix("torch."), help="Of the model.")
 @click.option("--workers", default=1, help="Runs at a time; they share the cores.")
