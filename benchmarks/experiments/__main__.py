@@ -14,8 +14,11 @@ from benchmarks.experiments.grid import EXPERIMENTS
 from benchmarks.experiments.runner import WINDOW, Settings, start_worker, work
 from benchmarks.experiments.store import Store
 from benchmarks.smollm2 import fast_dtype, model_file
+from thanos.checkpoint import DTYPES
+from thanos.zeroshot import load_tasks
 
 _ROOT = Path(__file__).parents[2]
+_DTYPE = str(fast_dtype()).removeprefix("torch.")
 _DATA = _ROOT.parent / "shared" / "data"
 
 
@@ -23,12 +26,14 @@ _DATA = _ROOT.parent / "shared" / "data"
 @click.argument("name", type=click.Choice(list(EXPERIMENTS)))
 @click.option("--calibration", type=click.Path(path_type=Path), default=_DATA / "c4-sample.jsonl", help="A C4 text.")
 @click.option("--evaluate", type=click.Path(path_type=Path), default=_DATA / "wikitext2-test.txt", help="WikiText-2.")
-@click.option("--windows", default=8, help=f"Of {WINDOW} tokens each, for the perplexity.")
+@click.option("--windows", type=click.IntRange(min=1), default=8, help=f"Of {WINDOW} tokens each, for the perplexity.")
 @click.option("--tasks-data", type=click.Path(path_type=Path), default=_DATA / "zeroshot", help="For lm-eval, JSONL.")
-@click.option("--limit", default=50, help="Documents of each zero-shot task, in the main table.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=50, help="Documents of each zero-shot task, in the main table."
+)
 @click.option("--zero-shot/--no-zero-shot", default=True, help="Score the main table's first seed with lm-eval.")
-@click.option("--dtype", default=str(fast_dtype()).removeprefix("torch."), help="Of the model.")
-@click.option("--workers", default=1, help="Runs at a time; they share the cores.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default=_DTYPE, help="Of the model.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Runs at a time; they share the cores.")
 @click.option("--output", type=click.Path(path_type=Path), default=_ROOT / "benchmarks" / "results", help="A folder.")
 def main(
     name: str,
@@ -49,9 +54,13 @@ def main(
     scored = name == "main" and zero_shot
     settings = Settings(dtype, calibration, evaluate, windows, tasks_data, limit)
     runs = EXPERIMENTS[name]()
+    output.mkdir(parents=True, exist_ok=True)
     try:
         model_file()
-        store = Store(output, name, f"python -m benchmarks.experiments {name}", settings.to_dict())
+        if scored:
+            load_tasks(data=tasks_data)
+        command = f"python -m benchmarks.experiments {name}" + (f" --workers {workers}" if workers > 1 else "")
+        store = Store(output, name, command, settings.to_dict())
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     store.borrow(runs)

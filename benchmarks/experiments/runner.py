@@ -31,7 +31,7 @@ class Settings:
     Attributes:
         dtype: of the model, by name.
         calibration, evaluation: text files. Of the latter the first ``windows`` windows of 1024 tokens are scored; its
-            second half serves as the calibration source ``wikitext2``, which the windows must not reach.
+            second half, as far as it is not scored, serves as the calibration source ``wikitext2``.
         tasks: a folder with lm-eval's tasks as JSONL.
         limit: documents of each task.
     """
@@ -104,7 +104,8 @@ class Runner:
     def _samples(self, run: Run) -> torch.Tensor:
         source: Any = {"c4": self.settings.calibration}.get(run.source, run.source)
         if run.source == "wikitext2":
-            return _windows(self.text[len(self.text) // 2 :], run)
+            unscored = max(len(self.text) // 2, self.settings.windows * WINDOW)
+            return _windows(self.text[unscored:], run)
         return load_samples(source, self.tokenizer, run.samples, run.length, run.seed).tokens
 
     def _zero_shot(self, model: Any) -> dict[str, Any]:
