@@ -44,6 +44,8 @@ def spread(values: Sequence[float | None], *, signed: bool = False) -> str:
     finite = [value for value in values if value is not None]
     if not finite or len(finite) < len(values):
         return "not finite" if values else NOTHING
+    if len(finite) == 1 and finite[0] >= 1e5:
+        return f"{finite[0]:.1e}"
     decimals = _decimals(mean(finite))
     text = f"{mean(finite):{'+' if signed else ''}.{decimals}f}".replace("-", "−")
     return text if len(finite) == 1 else f"{text} ± {stdev(finite):.{decimals}f}"
