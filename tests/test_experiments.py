@@ -78,6 +78,14 @@ def test_results_of_other_settings_are_neither_mixed_nor_borrowed(tmp_path: Path
     assert other.missing(runs, False) == runs
 
 
+def test_rows_of_another_kind_are_not_taken(tmp_path: Path) -> None:
+    runs = [Run(alpha=0.1)]
+    store(tmp_path).add(row(runs[0]), runs)
+    outliers = store(tmp_path, "outliers")
+    outliers.borrow(runs)
+    assert outliers.missing(runs, False) == runs
+
+
 def test_three_of_thirty_blocks_stay_dense_where_sparsities_are_matched() -> None:
     names = [f"model.layers.{block}.mlp.up_proj" for block in range(30)]
     assert sum(re.search(grid.A_TENTH_DENSE, name) is not None for name in names) == 3

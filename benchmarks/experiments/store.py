@@ -10,6 +10,9 @@ from typing import Any
 from benchmarks.experiments.grid import Run
 
 
+_OTHER_ROWS = {"outliers"}  # experiments whose rows are not those of pruned models
+
+
 class Store:
     """The file ``NAME.json`` of an experiment.
 
@@ -42,7 +45,8 @@ class Store:
         """Take rows of the same runs from other experiments with the same settings."""
         for path in sorted(self._folder.glob("*.json")):
             found = json.loads(path.read_text())
-            if found.get("settings") != self._head["settings"] or found.get("experiment") == "outliers":
+            others = _OTHER_ROWS & {found.get("experiment"), self._head["experiment"]}
+            if found.get("settings") != self._head["settings"] or others:
                 continue
             rows = {_key(row["run"]): row for row in found["rows"]}
             for run in runs:
