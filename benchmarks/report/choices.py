@@ -61,8 +61,8 @@ def metric_section(results: Results) -> list[str]:
             [names.get(metric, metric), *(spread(cell[0].perplexities) if cell else NOTHING for cell in cells), runs]
         )
     text = (
-        "By what Thanos chooses the weights to remove; the compensation is the same. Perplexity, mean ± standard "
-        "deviation over calibration seeds."
+        "By what Thanos chooses the weights to remove; the compensation is the same. Perplexity, with the standard "
+        "deviation over calibration seeds where there are several."
     )
     header = ["metric", *map(pattern_name, patterns), "runs"]
     return [text, table(header, rows), provenance(results.experiments["metric"])]
