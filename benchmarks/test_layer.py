@@ -1,8 +1,9 @@
 """`prune_weight` on the layers of real models: seconds, GE, seconds per step, peak memory, and SparseGPT beside it.
 
 Every method and pattern runs on a 4096 x 4096 layer and on OPT-125M's; the other layers take Thanos and SparseGPT at
-50%, and ``THANOS_BENCH_GRID=1`` gives them everything. What has a number to reach runs five rounds. Layers whose dense product takes more than
-``THANOS_BENCH_TFLOP`` (0.4 for the default size) are skipped. ``THANOS_BENCH_SIZE`` replaces 4096 by another size.
+50%, and ``THANOS_BENCH_GRID=1`` gives them everything. What has a number to reach runs five rounds. Layers whose dense
+product takes more than ``THANOS_BENCH_TFLOP`` (0.4 for the default size) are skipped. ``THANOS_BENCH_SIZE`` replaces
+4096 by another size.
 
 At 50% on the square layer stand two baselines: SparseGPT by the reference operations, and the paper's own algorithm
 (benchmarks/paper.py), which runs once.
