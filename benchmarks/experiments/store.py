@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.experiments.grid import Run
 
-
 _OTHER_ROWS = {"outliers"}  # experiments whose rows are not those of pruned models
 
 
