@@ -65,8 +65,8 @@ def metrics() -> list[Run]:
 
 
 def calibrations() -> list[Run]:
-    runs = [Run(samples=samples) for samples in (8, 16, 32, 64, 128)]
-    runs += [Run(samples=16384 // length, length=length) for length in (128, 256, 512, 1024, 2048)]
+    runs = [Run(samples=samples) for samples in (8, 32, 128)]
+    runs += [Run(samples=16384 // length, length=length) for length in (128, 512, 2048)]
     runs += [Run(source=source) for source in ("c4", "wikitext2", "builtin")]
     return list(dict.fromkeys(runs))
 
