@@ -22,7 +22,7 @@ SIZE = int(os.environ.get("THANOS_BENCH_SIZE", "4096"))
 _FEW_TOKENS_BEYOND = 4096  # columns; the Hessian of 2 b tokens would take longer than what it serves
 _SECONDS_OF_ROUNDS = 2.0
 _MOST_ROUNDS = 3
-_SLOW_PRODUCT = 1.0  # seconds; such a one is timed only once
+_LARGE_PRODUCT = 4096**3  # multiplications; a larger one is timed only once
 _products: dict[tuple[int, int], float] = {}  # seconds by shape, the fastest of this run
 
 
@@ -99,7 +99,7 @@ def unit_seconds(weight: Tensor, hessian: Tensor) -> float:
     shape = (len(weight), len(hessian))
     if shape not in _products:
         _products[shape] = seconds_of(lambda: weight @ hessian)
-    if _products[shape] < _SLOW_PRODUCT:
+    if len(weight) * len(hessian) ** 2 <= _LARGE_PRODUCT:
         _products[shape] = min(_products[shape], seconds_of(lambda: weight @ hessian))
     return _products[shape]
 

@@ -378,3 +378,8 @@ def test_numbers_keep_three_digits() -> None:
     assert spread([-1.5], signed=True) == "−1.50"
     assert spread([2.0, None]) == "not finite"
     assert table(["a", "b"], [["x|y", 1]]) == "| a | b |\n| --- | --: |\n| x\\|y | 1 |"
+
+
+def test_the_committed_page_is_what_the_committed_numbers_make() -> None:
+    result = CliRunner().invoke(main, ["--check"])
+    assert result.exit_code == 0, result.output
