@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ def peak_bytes(function: Callable[[], object], *, base: int | None = None, inter
         base: :func:`resident_bytes` at an earlier moment; None takes the moment before the call.
         interval: seconds between two looks.
     """
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # memory that was freed but kept would hide what is taken again
     before, peak, done = resident_bytes() if base is None else base, 0, threading.Event()
 
     def watch() -> None:

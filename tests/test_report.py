@@ -225,7 +225,7 @@ def test_main_table_states_mean_deviation_and_effective_sparsity(place: Path) ->
     assert found[2].startswith("50.00%")
     assert found[3].strip("*") == expected
     assert (found[4], found[6]) == ("3", f"{seconds:.2f}")
-    matched = cells(section(text, "2:4"), "SparseGPT (blocks 9, 19 and 29 dense)")
+    matched = cells(section(text, "2:4"), "Thanos (blocks 9, 19 and 29 dense)")
     assert matched[2] == "45.00%"
     assert cells(section(text, "Unstructured 50%"), "SparseGPT (unstructured 45%)")[2] == "45.00%"
     assert cells(section(text, "2:4"), "magnitude")[4] == "1"

@@ -119,24 +119,31 @@ def layers(results: Results) -> list[str]:
     for shape in shapes:
         here = {r["method"]: r for r in usual if (r["model"], r["layer"], _shape(r)) == shape}
         ratio = here["thanos"]["ratio_to_sparsegpt"] if "thanos" in here else None
-        peak = here["thanos"]["peak_floats"] / here["thanos"]["columns"] ** 2 if "thanos" in here else None
+        peak = _peak(here["thanos"]) if "thanos" in here else NOTHING
         ge = [number(here[method]["ge"]) if method in here else NOTHING for method in methods]
-        rows.append([*shape, *ge, number(ratio), number(peak)])
+        rows.append([*shape, *ge, number(ratio), peak])
     columns = [*(METHODS[method] for method in methods), "Thanos / SparseGPT", "peak of Thanos, b² floats"]
     full = [
         [r["model"], r["layer"], _shape(r), METHODS[r["method"]], r["backend"], _pattern(r), number(r["seconds"]),
-         number(r["ge"]), number(r["limit_ge"]), number(r["ratio_to_sparsegpt"]),
-         number(r["peak_floats"] / r["columns"] ** 2)]
+         number(r["ge"]), number(r["limit_ge"]), number(r["ratio_to_sparsegpt"]), _peak(r)]
         for r in found
     ]  # fmt: skip
     names = ["model", "layer", "shape", "method", "backend", "pattern"]
     numbers = ["seconds", "GE", "to reach", "/ SparseGPT", "peak, b² floats"]
     return [
-        "Unstructured 50%, in GE.",
+        "Unstructured 50%, in GE. The peak is what the process grew by; it is left out where what it held already "
+        "was enough.",
         table(["model", "layer", "shape", *columns], rows, left=3),
         *_baselines(found),
         folded(f"Every layer, method and pattern ({len(full)} rows)", table([*names, *numbers], full, left=6)),
     ]
+
+
+def _peak(record: Row) -> str:
+    """In b^2 floats. A result alone has c b: what is less was not seen."""
+    floats = record["peak_floats"]
+    seen = floats >= record["rows"] * record["columns"]
+    return number(floats / record["columns"] ** 2) if seen else NOTHING
 
 
 def _baselines(found: list[Row]) -> list[str]:
