@@ -29,14 +29,20 @@ def _factor_upper_(matrix: Tensor) -> Tensor:
         panel = matrix[:stop, start:stop]
         if stop < size:
             panel.addmm_(matrix[:stop, stop:], matrix[start:stop, stop:].T, alpha=-1)
-        lower, failed = torch.linalg.cholesky_ex(panel[start:].flip(0, 1))
-        identity = torch.eye(stop - start, dtype=matrix.dtype, device=matrix.device)
-        inverse = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+        inverse, failed = _inverse_of_factor(panel[start:].flip(0, 1))
+        inverse = inverse.flip(0, 1)
         panel[:start].copy_(panel[:start] @ inverse.T)
         panel[start:].copy_(inverse)
         matrix[start:stop, :start].zero_()
         info = torch.maximum(info, failed)
     return info
+
+
+def _inverse_of_factor(block: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of Cholesky's lower factor of a small matrix, and the 0-d ``info`` of the factorisation."""
+    lower, failed = torch.linalg.cholesky_ex(block)
+    identity = torch.eye(len(block), dtype=block.dtype, device=block.device)
+    return torch.linalg.solve_triangular(lower, identity, upper=False), failed
 
 
 def _invert_upper_(upper: Tensor) -> None:
@@ -72,9 +78,7 @@ def eliminate(hessian: Tensor, diagonal: Tensor, kept: Tensor, removed: Tensor) 
         panel, width = upper[start:stop, start:], stop - start
         _gather(hessian, diagonal, order, start, stop, panel)
         panel.addmm_(upper[:start, start:stop].T, upper[:start, start:], alpha=-1)
-        lower, failed = torch.linalg.cholesky_ex(panel[:, :width])
-        identity = torch.eye(width, dtype=hessian.dtype, device=hessian.device)
-        inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+        inverse, failed = _inverse_of_factor(panel[:, :width])
         panel[:, width:] = inverse @ panel[:, width:]
         panel[:, :width] = inverse.T  # diagonal blocks are kept inverted
         info = torch.maximum(info, failed)
