@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
-from thanos.columns import columns_to_remove, remove_columns_jointly, squared
+from thanos.columns import ROWS_AT_ONCE, columns_to_remove, remove_columns_jointly, row_parts, squared
 from thanos.factor import Factor
 from thanos.methods import Block, Job, check_metric, method_named
 from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
@@ -199,23 +199,21 @@ def _attempt(job: Job, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if job.outlier_fraction > 0:
         with job.timed("select"):
             rows = _rows_to_prune(job, original)
-    work = original.clone() if rows is None else original[rows]
-    work.masked_fill_(factor.dead, 0)
     if isinstance(job.pattern, Structured) and job.method.joint:
-        mask, loss = remove_columns_jointly(job, work)
+        pruned, removed, loss = remove_columns_jointly(job, original, rows)
+        mask = removed.expand(len(weight) if rows is None else len(rows), -1).clone()
     else:
-        mask, loss = _remove_by_blocks(job, work, original, rows)
-    del original
+        work, mask, loss = _remove_by_blocks(job, original, rows)
+        pruned = work if rows is None else original.clone().index_copy_(0, rows, work)
     mask |= factor.dead
-    pruned = work.to(weight.dtype)
     if rows is not None:
-        pruned = weight.clone().index_copy_(0, rows, pruned)
         mask = torch.zeros_like(weight, dtype=torch.bool).index_copy_(0, rows, mask)
-    return pruned, mask, loss, finite
+    return pruned.to(weight.dtype), mask, loss, finite
 
 
-def _remove_by_blocks(job: Job, work: Tensor, original: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Prune ``work`` (c, b), which was ``original[rows]``, in place. Its mask (c, b) and undamped loss, 0-d float64."""
+def _remove_by_blocks(job: Job, original: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Prune a copy of ``original[rows]`` (n, b), all rows if None: the copy, its mask and the loss, 0-d float64."""
+    work = torch.where(job.factor.dead, 0, original if rows is None else original[rows])
     columns = work.shape[1]
     size = job.block_size if job.method.compensates else columns
     removed = None
@@ -224,8 +222,8 @@ def _remove_by_blocks(job: Job, work: Tensor, original: Tensor, rows: Tensor | N
             upper = job.factor.upper
     if isinstance(job.pattern, Structured):
         with job.timed("select"):
-            removed = torch.zeros_like(job.factor.dead).index_fill_(0, columns_to_remove(job, work), True)
-    mask, damped_loss = torch.empty_like(work, dtype=torch.bool), work.new_zeros((), dtype=torch.float64)
+            removed = torch.zeros_like(job.factor.dead).index_fill_(0, columns_to_remove(job, [work]), True)
+    mask, loss = torch.empty_like(work, dtype=torch.bool), work.new_zeros((), dtype=torch.float64)
     remaining: int | Tensor = job.pattern.count(work.numel()) if isinstance(job.pattern, Unstructured) else 0
     for start in range(0, columns, size):
         stop = min(start + size, columns)
@@ -235,13 +233,18 @@ def _remove_by_blocks(job: Job, work: Tensor, original: Tensor, rows: Tensor | N
         with job.timed("update"):
             if errors is not None:
                 block.trailing.addmm_(errors, upper[start:stop, start:], alpha=-1)
-                damped_loss += squared(errors)
-            block.weights.masked_fill_(mask[:, start:stop], 0)
-    with job.timed("loss"):
-        change = work.sub(original if rows is None else original[rows]).masked_fill_(job.factor.dead, 0)
-        if job.method.compensates:
-            return mask, damped_loss - job.factor.ridge * squared(change)
-        return mask, kernels.row_energy(change, job.factor.hessian, backend=job.backend).double().sum()
+                loss += squared(errors)
+    before = row_parts(original, rows, job.factor.dead)
+    for after, gone, (_, change) in zip(work.split(ROWS_AT_ONCE), mask.split(ROWS_AT_ONCE), before, strict=True):
+        with job.timed("update"):
+            after.masked_fill_(gone, 0)
+        with job.timed("loss"):
+            change -= after
+            if job.method.compensates:
+                loss -= job.factor.ridge * squared(change)
+            else:
+                loss += kernels.row_energy(change, job.factor.hessian, backend=job.backend).double().sum()
+    return work, mask, loss
 
 
 def _rows_to_prune(job: Job, weights: Tensor) -> Tensor:

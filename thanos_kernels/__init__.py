@@ -1,6 +1,7 @@
 """The operations of the pruning engine, on tensors: each in plain PyTorch, in C++ for the CPU, in Triton for GPUs."""
 
 from thanos_kernels.dispatch import backends
+from thanos_kernels.linalg import empty_aligned
 from thanos_kernels.ops import (
     MAX_DAMPING,
     accumulate_hessian,
@@ -32,6 +33,7 @@ __all__ = [
     "damped_diagonal",
     "damping_schedule",
     "eliminate",
+    "empty_aligned",
     "inverse_factor",
     "inverse_factor_ex",
     "pack_24",

@@ -290,8 +290,9 @@ def inverse_factor_ex(
     out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
     check("inverse_factor", backend, hessian)
     run = implementation("inverse_factor", backend, hessian)
-    damped, dead, _ = damp(hessian, damping)
-    return out, dead, run(damped, out)
+    diagonal, dead, _ = damped_diagonal(hessian, damping)
+    out.copy_(hessian).diagonal().copy_(diagonal)
+    return out, dead, run(out)
 
 
 def inverse_factor(

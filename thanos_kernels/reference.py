@@ -84,15 +84,15 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float) -> None:
     hessian.addmm_(inputs.T, inputs, beta=1 - weight, alpha=weight / len(inputs))
 
 
-def inverse_factor(damped: Tensor, out: Tensor) -> Tensor:
-    """Upper triangular U with ``inverse(damped) = U.T @ U`` from one Cholesky factorisation of the reversed matrix.
+def inverse_factor(matrix: Tensor) -> Tensor:
+    """Replace a matrix A by the upper triangular U with ``inverse(A) = U.T @ U``: one Cholesky factor of A reversed.
 
-    With J the reversal: ``chol(J damped J) = L`` and ``U = J inverse(L) J``. Returns the 0-d ``info`` of the
-    factorisation, zero where ``damped`` is positive definite.
+    With J the reversal: ``chol(J A J) = L`` and ``U = J inverse(L) J``. Returns the 0-d ``info`` of the factorisation,
+    zero where A is positive definite.
     """
-    lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
-    out.copy_(torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1))
+    lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    matrix.copy_(torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1))
     return info
 
 
