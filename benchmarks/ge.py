@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log
 from statistics import linear_regression
 from typing import Any
@@ -23,7 +24,7 @@ _FEW_TOKENS_BEYOND = 4096  # columns; the Hessian of 2 b tokens would take longe
 _SECONDS_OF_ROUNDS = 2.0
 _MOST_ROUNDS = 3
 _LARGE_PRODUCT = 4096**3  # multiplications; a larger one is timed only once
-_products: dict[tuple[int, int], float] = {}  # seconds by shape, the fastest of this run
+_products: dict[tuple[int, int], float] = {}  # seconds by shape, the last time
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -55,11 +56,6 @@ def layer(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return weight, hessian
 
 
-def gemm_seconds(weight: Tensor, hessian: Tensor, runs: int = 3) -> float:
-    """Seconds of one GE: the fastest of ``runs``."""
-    return best_of(lambda: weight @ hessian, runs)
-
-
 def fitted_exponent(widths: Sequence[float], seconds: Sequence[float]) -> float:
     """The p of ``seconds ~ width^p`` by least squares over the logarithms of at least two widths."""
     return linear_regression([log(width) for width in widths], [log(one) for one in seconds]).slope
@@ -67,7 +63,14 @@ def fitted_exponent(widths: Sequence[float], seconds: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Timed:
-    """One benchmark of a layer: seconds of the fastest round and of one GE, steps of that round, and peak memory."""
+    """One benchmark of a layer: the round of the median GE, and the peak memory of all of them.
+
+    Attributes:
+        seconds: of that round.
+        ge_seconds: of one GE, the mean of the products just before and just after that round.
+        steps: seconds by step of that round.
+        peak_floats: in floats of 4 bytes.
+    """
 
     seconds: float
     ge_seconds: float
@@ -95,41 +98,61 @@ class Timed:
 
 
 def unit_seconds(weight: Tensor, hessian: Tensor) -> float:
-    """Seconds of one GE: the fastest product of this shape so far in this run, timed once more by each call."""
+    """Seconds of one GE now; of a product too large to repeat, when this run first timed it."""
     shape = (len(weight), len(hessian))
     if shape not in _products:
+        weight @ hessian
+    if shape not in _products or len(weight) * len(hessian) ** 2 <= _LARGE_PRODUCT:
         _products[shape] = seconds_of(lambda: weight @ hessian)
-    if len(weight) * len(hessian) ** 2 <= _LARGE_PRODUCT:
-        _products[shape] = min(_products[shape], seconds_of(lambda: weight @ hessian))
     return _products[shape]
+
+
+def middle_round(seconds: Sequence[float], units: Sequence[float]) -> tuple[int, float]:
+    """The round of the median GE, the lower of two, and the seconds of one GE around it.
+
+    Args:
+        seconds: of each round.
+        units: of one GE before the first round and after each.
+    """
+    around = [(before + after) / 2 for before, after in pairwise(units)]
+    order = sorted(range(len(seconds)), key=lambda i: seconds[i] / around[i])
+    chosen = order[(len(order) - 1) // 2]
+    return chosen, around[chosen]
 
 
 def time_layer(
     benchmark: Any, prune: Callable[[], object], weight: Tensor, hessian: Tensor, *, rounds: int | None = None
 ) -> Timed:
-    """Time ``prune``: by default one call that warms up, and then two seconds of rounds, three at most.
+    """Time ``prune``, a GE before and after each round, so that a machine that slows down slows both.
 
-    A layer that promises to take more than those two seconds runs once.
+    By default one call warms up, and then come two seconds of rounds, three at most. A layer that promises to take more
+    than those two seconds runs once.
 
     Args:
         prune: returns a :class:`PrunedWeight`, or anything else where there are no steps to report.
-        rounds: exactly so many, none to warm up.
+        rounds: exactly so many; two or fewer are not warmed up.
     """
     steps: list[dict[str, float]] = []
     peaks: list[int] = []
-    unit = unit_seconds(weight, hessian)
+    units: list[float] = []
 
     def run() -> None:
         result = prune()
         steps.append(result.seconds if isinstance(result, PrunedWeight) else {})
 
-    if rounds is None and unit * (1 + len(hessian) / len(weight)) < _SECONDS_OF_ROUNDS:
+    def unit() -> None:
+        units.append(unit_seconds(weight, hessian))
+
+    unit()
+    brief = rounds is None and units.pop() * (1 + len(hessian) / len(weight)) < _SECONDS_OF_ROUNDS
+    if brief or (rounds or 1) > 2:
         first = seconds_of(lambda: peaks.append(peak_bytes(run)))
         steps.clear()
-        rounds = min(_MOST_ROUNDS, max(1, round(_SECONDS_OF_ROUNDS / first)))
-        benchmark.pedantic(run, rounds=rounds)
+        rounds = rounds or min(_MOST_ROUNDS, max(1, round(_SECONDS_OF_ROUNDS / first)))
+        benchmark.pedantic(run, setup=unit, rounds=rounds)
     else:
-        benchmark.pedantic(lambda: peaks.append(peak_bytes(run, interval=0.01)), rounds=rounds or 1)
+        benchmark.pedantic(lambda: peaks.append(peak_bytes(run, interval=0.01)), setup=unit, rounds=rounds or 1)
+    unit()
     times = benchmark.stats.stats.data
-    fastest = min(range(len(times)), key=times.__getitem__)
-    return Timed(times[fastest], unit, steps[fastest], max(peaks) / 4)
+    chosen, around = middle_round(times, units)
+    return Timed(times[chosen], around, steps[chosen], max(peaks) / 4)

@@ -117,14 +117,14 @@ def shared_layer(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def seconds() -> dict[Case, float]:
-    """What has been measured in this run."""
+def measured() -> dict[Case, float]:
+    """GE of what has been measured in this run."""
     return {}
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_prune_weight(
-    benchmark: Any, ge_row: Callable[..., None], finding: Callable[[str], None], seconds: dict[Case, float], case: Case
+    benchmark: Any, ge_row: Callable[..., None], finding: Callable[[str], None], measured: dict[Case, float], case: Case
 ) -> None:
     tflop = 2e-12 * case.rows * case.columns**2
     if tflop > TFLOP:
@@ -132,11 +132,11 @@ def test_prune_weight(
     judged = case.limit or (case.method, case.backend) in BASELINES
     rounds = 1 if case.method == "paper" else 5 if judged else None
     timed = ge.time_layer(benchmark, case.run(), *shared_layer(case.rows, case.columns), rounds=rounds)
-    seconds[case] = timed.seconds
+    measured[case] = timed.ge
     peer = case.but("sparsegpt")
-    if peer not in seconds:  # its own test was not selected
-        seconds[peer] = ge.best_of(peer.run(), 2)
-    ratio = timed.seconds / seconds[peer]
+    if peer not in measured:  # its own test was not selected
+        measured[peer] = ge.best_of(peer.run(), 2) / timed.ge_seconds
+    ratio = timed.ge / measured[peer]
     benchmark.extra_info |= {
         "kind": "layer",
         **asdict(case),
@@ -148,9 +148,9 @@ def test_prune_weight(
     ge_row(str(case), timed.ge, case.limit, ratio)
     if case.limit:
         ge_row(f"    of it {timed.share_of_steps()}", timed.ge)
-    ours = seconds.get(case.but("thanos"))
+    ours = measured.get(case.but("thanos"))
     if (case.method, case.backend) in BASELINES and ours:
         wanted = BASELINES[case.method, case.backend]
-        times = timed.seconds / ours
+        times = timed.ge / ours
         name = "the paper's algorithm" if case.method == "paper" else "SparseGPT by the reference"
         finding(f"Thanos, 50%, {case.rows} x {case.columns}: {times:.1f} times as fast as {name} (to reach: {wanted})")

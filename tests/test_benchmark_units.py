@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks.ge import fitted_exponent
+from benchmarks.ge import fitted_exponent, middle_round
 from benchmarks.recording import machine_info, slim
 
 
@@ -58,3 +58,10 @@ def test_a_report_keeps_its_numbers_and_nothing_else() -> None:
             }
         ],
     }
+
+
+def test_a_round_is_compared_with_the_products_around_it() -> None:
+    seconds, units = [2.0, 9.0, 3.0], [1.0, 1.0, 5.0, 1.0]
+    assert middle_round(seconds, units) == (0, 1.0)  # GE 2, 3 and 1
+    assert middle_round([4.0, 1.0], [1.0, 1.0, 1.0]) == (1, 1.0)
+    assert middle_round([3.0], [1.0, 2.0]) == (0, 1.5)
