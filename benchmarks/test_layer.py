@@ -1,7 +1,7 @@
 """`prune_weight` on the layers of real models: seconds, GE, seconds per step, peak memory, and SparseGPT beside it.
 
 Every method and pattern runs on a 4096 x 4096 layer and on OPT-125M's; the other layers take Thanos and SparseGPT at
-50%, and ``THANOS_BENCH_GRID=1`` gives them everything. What has a number to reach runs five rounds. Layers whose dense
+50%, and ``THANOS_BENCH_GRID=1`` gives them everything. What has a number to reach runs seven rounds. Layers whose dense
 product takes more than ``THANOS_BENCH_TFLOP`` (0.4 for the default size) are skipped. ``THANOS_BENCH_SIZE`` replaces
 4096 by another size.
 
@@ -130,7 +130,7 @@ def test_prune_weight(
     if tflop > TFLOP:
         pytest.skip(f"its product takes {tflop:.3g} TFLOP: set THANOS_BENCH_TFLOP above {TFLOP:.3g} to run it")
     judged = case.limit or (case.method, case.backend) in BASELINES
-    rounds = 1 if case.method == "paper" else 5 if judged else None
+    rounds = 1 if case.method == "paper" else 7 if judged else None
     timed = ge.time_layer(benchmark, case.run(), *shared_layer(case.rows, case.columns), rounds=rounds)
     measured[case] = timed.ge
     peer = case.but("sparsegpt")

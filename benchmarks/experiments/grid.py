@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,6 +34,11 @@ class Run:
 DENSE = Run("dense", None)
 
 
+def _each_seed(runs: Iterable[Run]) -> list[Run]:
+    runs = list(runs)
+    return [replace(run, seed=seed) for seed in SEEDS for run in runs]
+
+
 def main_table() -> list[Run]:
     """Every method at every pattern, Thanos with alpha too; where that lowers the sparsity, alpha = 0 matched to it."""
     runs = [DENSE]
@@ -44,31 +50,32 @@ def main_table() -> list[Run]:
             varied += [Run(method, "0.45") for method in ("sparsegpt", "thanos")]
         elif ":" in pattern and not pattern.startswith("structured"):
             varied.append(Run("thanos", pattern, exclude=A_TENTH_DENSE))
-        runs += [replace(run, seed=seed) for seed in SEEDS for run in varied]
+        runs += _each_seed(varied)
     return runs
 
 
 def block_sizes() -> list[Run]:
     """B = 576 takes all the columns of SmolLM2-135M's attention and MLP inputs at once."""
     sizes = (8, 32, 64, 128, 256, 576)
-    return [Run(pattern=pattern, block_size=size) for pattern in ("0.5", "4:8", "2:4") for size in sizes]
+    return _each_seed(Run(pattern=pattern, block_size=size) for pattern in ("0.5", "4:8", "2:4") for size in sizes)
 
 
 def alphas() -> list[Run]:
-    return [Run(pattern=p, alpha=alpha) for p in ("structured:0.3", "2:4") for alpha in (0.0, 0.02, 0.05, 0.1, 0.2)]
+    choices = (0.0, 0.02, 0.05, 0.1, 0.2)
+    return _each_seed(Run(pattern=p, alpha=alpha) for p in ("structured:0.3", "2:4") for alpha in choices)
 
 
 def metrics() -> list[Run]:
     """The paper's metric is None, so that the runs are those of the main table."""
     patterns, choices = ("0.5", "2:4"), (None, "obs", "magnitude")
-    return [Run(pattern=p, metric=metric) for p in patterns for metric in choices]
+    return _each_seed(Run(pattern=p, metric=metric) for p in patterns for metric in choices)
 
 
 def calibrations() -> list[Run]:
-    runs = [Run(samples=samples) for samples in (8, 32, 128)]
-    runs += [Run(samples=16384 // length, length=length) for length in (128, 512, 2048)]
+    runs = [Run(samples=samples) for samples in (8, 16, 32, 64, 128)]
+    runs += [Run(samples=16384 // length, length=length) for length in (128, 256, 512, 1024, 2048)]
     runs += [Run(source=source) for source in ("c4", "wikitext2", "builtin")]
-    return list(dict.fromkeys(runs))
+    return _each_seed(dict.fromkeys(runs))
 
 
 def outlier_rows() -> list[Run]:

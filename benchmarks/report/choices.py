@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from benchmarks.experiments.grid import Run
@@ -11,6 +11,7 @@ from benchmarks.report.markdown import NOTHING, number, percent, spread, table
 from benchmarks.report.read import Results, Row
 from benchmarks.report.rows import Group, groups, pattern_name, provenance
 
+SEEDS_OF = "Perplexity as mean ± standard deviation over the calibration seeds, where there are several"
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -18,9 +19,9 @@ def block_size_series(results: Results) -> dict[str, list[tuple[int, float, floa
     """For each pattern, (block size, perplexity, seconds of pruning)."""
     series: dict[str, list[tuple[int, float, float]]] = {}
     for group in _groups(results, "block_size"):
-        score = group.perplexities[0]
-        if score is not None and group.run.block_size is not None:
-            point = (group.run.block_size, score, group.first["seconds"]["prune"])
+        scores = [score for score in group.perplexities if score is not None]
+        if scores and group.run.block_size is not None and group.first:
+            point = (group.run.block_size, mean(scores), group.first["seconds"]["prune"])
             series.setdefault(pattern_name(group.run.pattern), []).append(point)
     return {pattern: sorted(points) for pattern, points in series.items()}
 
@@ -30,7 +31,7 @@ def block_size_section(results: Results) -> list[str]:
         [pattern_name(g.run.pattern), g.run.block_size, spread(g.perplexities), _prune_seconds(g), number(g.seconds)]
         for g in _groups(results, "block_size")
     ]
-    text = "Thanos with blocks of B columns. One seed."
+    text = f"Thanos with blocks of B columns. {SEEDS_OF}; seconds of the first."
     header = ["pattern", "B", "perplexity", "seconds of pruning", "of the whole walk"]
     return [text, table(header, rows), provenance(results.experiments["block_size"])]
 
@@ -43,7 +44,8 @@ def alpha_section(results: Results) -> list[str]:
     ]  # fmt: skip
     text = (
         "Thanos with a share α of the rows of each layer, those with the largest outputs, left untouched. Structured "
-        "pruning makes up for them in the other rows; n:m cannot, so its effective sparsity falls with α. One seed."
+        "pruning makes up for them in the other rows; n:m cannot, so its effective sparsity falls with α. "
+        f"{SEEDS_OF}; seconds of the first."
     )
     header = ["pattern", "α", "effective sparsity", "perplexity", "seconds"]
     return [text, table(header, rows), provenance(results.experiments["alpha"])]
@@ -61,8 +63,7 @@ def metric_section(results: Results) -> list[str]:
             [names.get(metric, metric), *(spread(cell[0].perplexities) if cell else NOTHING for cell in cells), runs]
         )
     text = (
-        "By what Thanos chooses the weights to remove; the compensation is the same. Perplexity, with the standard "
-        "deviation over calibration seeds where there are several."
+        f"By what Thanos chooses the weights to remove; the compensation is the same. {SEEDS_OF}."
     )
     header = ["metric", *map(pattern_name, patterns), "runs"]
     return [text, table(header, rows), provenance(results.experiments["metric"])]
@@ -98,7 +99,7 @@ def calibration_section(results: Results) -> list[str]:
             lambda run: run.source,
         ),
     ]
-    text = f"Thanos at {pattern_name(usual.pattern)}, one seed."
+    text = f"Thanos at {pattern_name(usual.pattern)}. {SEEDS_OF}; seconds of the first."
     return [text, *filter(None, parts), provenance(results.experiments["calibration"])]
 
 

@@ -8,7 +8,7 @@ from benchmarks.report import choices, machine, quality, speed
 from benchmarks.report.read import Results
 from benchmarks.report.rows import machines
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
+MARKERS = {name: (f"<!-- {name} -->", f"<!-- /{name} -->") for name in ("results", "speed")}
 
 PICTURES: dict[str, tuple[str, Callable[[Results], object]]] = {  # name: what it shows, the data it needs
     "width": ("Seconds against the width of a square layer, both axes logarithmic", speed.width_series),
@@ -76,15 +76,23 @@ def drawn(results: Results) -> list[str]:
 
 
 def readme(text: str, results: Results, link: str) -> str:
-    """The README with the main table between its two markers; unchanged where it has none or nothing was measured.
+    """The README with its two tables between their markers; without markers or measurements it stays as it is.
 
     Args:
         link: to the page.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or "main" not in results.experiments:
-        return text
+    for name, parts in (("results", _quality(results, link)), ("speed", speed.readme_table(results))):
+        opening, closing = MARKERS[name]
+        before, begin, rest = text.partition(opening)
+        _, end, after = rest.partition(closing)
+        if begin and end and parts:
+            text = "\n".join([f"{before}{begin}", "\n\n".join(parts), f"{end}{after}"])
+    return text
+
+
+def _quality(results: Results, link: str) -> list[str]:
+    if "main" not in results.experiments:
+        return []
     main = results.experiments["main"]
     s = main.settings
     note = (
@@ -92,7 +100,7 @@ def readme(text: str, results: Results, link: str) -> str:
         f"`{s['evaluation']}`, mean ± standard deviation over calibration seeds, every pruned model of a column at the "
         f"same effective sparsity (`{main.command}`). [All results]({link}), with settings and machine."
     )
-    return f"{before}{begin}\n{quality.readme_table(results)}\n\n{note}\n{end}{after}"
+    return [quality.readme_table(results), note]
 
 
 def _speed(results: Results, pictures: str) -> list[str]:

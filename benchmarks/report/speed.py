@@ -7,7 +7,7 @@ from collections import Counter
 from benchmarks.ge import fitted_exponent
 from benchmarks.report.markdown import NOTHING, folded, listing, number, table, two_decimals
 from benchmarks.report.read import Results, Row
-from benchmarks.report.rows import METHODS, pattern_name
+from benchmarks.report.rows import METHODS, machines, pattern_name
 
 STEPS = ("factor", "select", "solve", "update", "loss")
 PRODUCT = "one dense product (1 GE)"
@@ -86,12 +86,7 @@ def block_time(results: Results) -> list[str]:
 
 def step_bars(results: Results) -> tuple[str, list[tuple[str, dict[str, float]]]]:
     """The shape most often measured (of these the largest), and each method's and pattern's steps there in GE."""
-    found = [r for r in records(results, "layer", "layer") if r["steps"] and r["backend"] != "reference"]
-    if not found:
-        return NOTHING, []
-    counts = Counter((r["rows"], r["columns"]) for r in found)
-    shape = max(counts, key=lambda shape: (counts[shape], shape))
-    here = [r for r in found if (r["rows"], r["columns"]) == shape]
+    here = [r for r in _usual_layer(results) if r["steps"] and r["backend"] != "reference"]
     patterns = list(dict.fromkeys(map(_pattern, here)))
     here.sort(key=lambda r: (patterns.index(_pattern(r)), -list(METHODS).index(r["method"])))
     bars = []
@@ -99,7 +94,35 @@ def step_bars(results: Results) -> tuple[str, list[tuple[str, dict[str, float]]]
         parts = {step: r["steps"].get(step, 0.0) / r["ge_seconds"] for step in STEPS}
         parts["rest"] = max(0.0, r["ge"] - sum(parts.values()))
         bars.append((f"{METHODS[r['method']]}, {_pattern(r)}", parts))
-    return f"{shape[0]} x {shape[1]}", bars
+    return _shape(here[0]) if here else NOTHING, bars
+
+
+def _usual_layer(results: Results) -> list[Row]:
+    """The records of the shape most often measured, of these the largest."""
+    found = records(results, "layer", "layer")
+    counts = Counter((r["rows"], r["columns"]) for r in found)
+    shape = max(counts, key=lambda shape: (counts[shape], shape), default=None)
+    return [r for r in found if (r["rows"], r["columns"]) == shape]
+
+
+def readme_table(results: Results) -> list[str]:
+    """GE of each method at each pattern on the layer most often measured, and how they were measured."""
+    found = _usual_layer(results)
+    if not found:
+        return []
+    patterns = list(dict.fromkeys(map(_pattern, found)))
+    methods = dict.fromkeys((method, r["backend"]) for method in METHODS for r in found[::-1] if r["method"] == method)
+    rows = []
+    for method, backend in reversed(methods):
+        here = {_pattern(r): r["ge"] for r in found if (r["method"], r["backend"]) == (method, backend)}
+        name = METHODS[method] + (", in plain PyTorch" if (method, backend) == ("sparsegpt", "reference") else NOTHING)
+        rows.append([name, *(number(here.get(pattern)) for pattern in patterns)])
+    units = sorted(r["ge_seconds"] for r in found)
+    note = (
+        f"One layer of {_shape(found[0])}, in GE: the time of one dense float32 product of that size just before and "
+        f"after, {two_decimals(units[0])} to {two_decimals(units[-1])} s there (`make bench`)."
+    )
+    return [table([f"{_shape(found[0])}, GE", *patterns], rows), " ".join([note, *machines([results.suites["layer"].machine])])]
 
 
 def steps(results: Results) -> list[str]:
@@ -153,11 +176,11 @@ def _baselines(found: list[Row]) -> list[str]:
         if r["method"] == "paper" or (r["method"], r["backend"]) == ("sparsegpt", "reference"):
             ours = [o for o in found if o["method"] == "thanos" and all(o[k] == r[k] for k in _SAME)]
             name = METHODS[r["method"]] + (" by the reference operations" if r["method"] == "sparsegpt" else NOTHING)
-            times = [ours[0]["seconds"], r["seconds"] / ours[0]["seconds"]] if ours else [None, None]
+            times = [ours[0]["ge"], r["ge"] / ours[0]["ge"]] if ours else [None, None]
             rows.append([name, _shape(r), _pattern(r), number(r["seconds"]), number(r["ge"]), *map(number, times)])
-    header = ["baseline", "shape", "pattern", "seconds", "GE", "seconds of Thanos", "times as fast"]
+    header = ["baseline", "shape", "pattern", "seconds", "GE", "GE of Thanos", "times as fast"]
     return (
-        ["Against the baselines (the paper's algorithm is timed in a run of its own):", table(header, rows, left=3)]
+        ["Against the baselines, by GE:", table(header, rows, left=3)]
         if rows
         else []
     )
