@@ -57,7 +57,7 @@ def main_table() -> list[Run]:
 def block_sizes() -> list[Run]:
     """B = 576 takes all the columns of SmolLM2-135M's attention and MLP inputs at once."""
     sizes = (8, 32, 64, 128, 256, 576)
-    return _each_seed(Run(pattern=pattern, block_size=size) for pattern in ("0.5", "4:8", "2:4") for size in sizes)
+    return [Run(pattern=pattern, block_size=size) for pattern in ("0.5", "4:8", "2:4") for size in sizes]
 
 
 def alphas() -> list[Run]:

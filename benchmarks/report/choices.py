@@ -31,7 +31,7 @@ def block_size_section(results: Results) -> list[str]:
         [pattern_name(g.run.pattern), g.run.block_size, spread(g.perplexities), _prune_seconds(g), number(g.seconds)]
         for g in _groups(results, "block_size")
     ]
-    text = f"Thanos with blocks of B columns. {SEEDS_OF}; seconds of the first."
+    text = "Thanos with blocks of B columns. One seed: the main table has the deviation over several."
     header = ["pattern", "B", "perplexity", "seconds of pruning", "of the whole walk"]
     return [text, table(header, rows), provenance(results.experiments["block_size"])]
 
