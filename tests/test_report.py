@@ -359,3 +359,33 @@ def test_only_what_stands_between_the_markers_of_the_readme_changes(place: Path,
     assert cells(layer, "Thanos")[1:] == ["1.60", "3.20", "3.20", "1.60", "1.60"]
     assert cells(layer, "SparseGPT, in plain PyTorch")[1:] == ["9.00", "", "", "", ""]
     assert cells(layer, "the paper's algorithm")[1:] == ["116.0", "", "", "", ""]
+
+
+def test_without_matplotlib_it_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "benchmarks.report.plots":
+            raise ImportError("No module named 'matplotlib'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    result = report(place)
+    assert result.exit_code == 1
+    assert "pip install '.[report]'" in result.output
+    assert not (place / "docs").exists()
+
+
+def test_numbers_keep_three_digits() -> None:
+    assert [number(x) for x in (None, 0, 0.00123456, 1.2345, 43.414, 486.46, 1337.85)] == [
+        "", "0.00", "0.00123", "1.23", "43.41", "486.5", "1338"
+    ]  # fmt: skip
+    assert spread([1.0, 3.0]) == "2.00 ± 1.41"
+    assert spread([-1.5], signed=True) == "−1.50"
+    assert spread([2.0, None]) == "not finite"
+    assert table(["a", "b"], [["x|y", 1]]) == "| a | b |\n| --- | --: |\n| x\\|y | 1 |"
+
+
+def test_the_committed_page_is_what_the_committed_numbers_make() -> None:
+    result = CliRunner().invoke(main, ["--check"])
+    assert result.exit_code == 0, result.output

@@ -62,9 +62,7 @@ def metric_section(results: Results) -> list[str]:
         rows.append(
             [names.get(metric, metric), *(spread(cell[0].perplexities) if cell else NOTHING for cell in cells), runs]
         )
-    text = (
-        f"By what Thanos chooses the weights to remove; the compensation is the same. {SEEDS_OF}."
-    )
+    text = f"By what Thanos chooses the weights to remove; the compensation is the same. {SEEDS_OF}."
     header = ["metric", *map(pattern_name, patterns), "runs"]
     return [text, table(header, rows), provenance(results.experiments["metric"])]
 

@@ -122,7 +122,8 @@ def readme_table(results: Results) -> list[str]:
         f"One layer of {_shape(found[0])}, in GE: the time of one dense float32 product of that size just before and "
         f"after, {two_decimals(units[0])} to {two_decimals(units[-1])} s there (`make bench`)."
     )
-    return [table([f"{_shape(found[0])}, GE", *patterns], rows), " ".join([note, *machines([results.suites["layer"].machine])])]
+    machine = machines([results.suites["layer"].machine])
+    return [table([f"{_shape(found[0])}, GE", *patterns], rows), " ".join([note, *machine])]
 
 
 def steps(results: Results) -> list[str]:
@@ -179,11 +180,7 @@ def _baselines(found: list[Row]) -> list[str]:
             times = [ours[0]["ge"], r["ge"] / ours[0]["ge"]] if ours else [None, None]
             rows.append([name, _shape(r), _pattern(r), number(r["seconds"]), number(r["ge"]), *map(number, times)])
     header = ["baseline", "shape", "pattern", "seconds", "GE", "GE of Thanos", "times as fast"]
-    return (
-        ["Against the baselines, by GE:", table(header, rows, left=3)]
-        if rows
-        else []
-    )
+    return ["Against the baselines, by GE:", table(header, rows, left=3)] if rows else []
 
 
 _SAME = ("rows", "columns", "pattern", "alpha")
