@@ -115,6 +115,8 @@ def middle_round(seconds: Sequence[float], units: Sequence[float]) -> tuple[int,
         units: of one GE before the first round and after each.
     """
     around = [(before + after) / 2 for before, after in pairwise(units)]
+    if len(around) != len(seconds):
+        raise ValueError(f"{len(seconds)} rounds need one product more than that, not {len(units)}")
     order = sorted(range(len(seconds)), key=lambda i: seconds[i] / around[i])
     chosen = order[(len(order) - 1) // 2]
     return chosen, around[chosen]
@@ -143,8 +145,8 @@ def time_layer(
     def unit() -> None:
         units.append(unit_seconds(weight, hessian))
 
-    unit()
-    brief = rounds is None and units.pop() * (1 + len(hessian) / len(weight)) < _SECONDS_OF_ROUNDS
+    promised = unit_seconds(weight, hessian) * (1 + len(hessian) / len(weight))
+    brief = rounds is None and promised < _SECONDS_OF_ROUNDS
     if brief or (rounds or 1) > 2:
         first = seconds_of(lambda: peaks.append(peak_bytes(run)))
         steps.clear()

@@ -65,3 +65,5 @@ def test_a_round_is_compared_with_the_products_around_it() -> None:
     assert middle_round(seconds, units) == (0, 1.0)  # GE 2, 3 and 1
     assert middle_round([4.0, 1.0], [1.0, 1.0, 1.0]) == (1, 1.0)
     assert middle_round([3.0], [1.0, 2.0]) == (0, 1.5)
+    with pytest.raises(ValueError, match="one product more"):
+        middle_round([3.0], [1.0, 1.0, 2.0])
