@@ -204,7 +204,9 @@ def _attempt(job: Job, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mask = removed.expand(len(weight) if rows is None else len(rows), -1).clone()
     else:
         work, mask, loss = _remove_by_blocks(job, original, rows)
-        pruned = work if rows is None else original.clone().index_copy_(0, rows, work)
+        pruned = work.to(weight.dtype)
+        if rows is not None:
+            pruned = weight.clone().index_copy_(0, rows, pruned)
     mask |= factor.dead
     if rows is not None:
         mask = torch.zeros_like(weight, dtype=torch.bool).index_copy_(0, rows, mask)

@@ -61,9 +61,8 @@ def _invert_upper_(upper: Tensor) -> None:
     for stop in range(size - half, 0, -_STRIP):
         strip = slice(max(0, stop - _STRIP), stop)
         corner[:, strip] = corner[:, :stop] @ bottom[:stop, strip]
-    for start in range(0, half, _STRIP):
-        strip = slice(start, min(start + _STRIP, half))
-        corner[strip] = (top[strip, start:] @ corner[start:]).neg_()
+    for start, stop in _strips(half):
+        corner[start:stop] = (top[start:stop, start:] @ corner[start:]).neg_()
 
 
 def empty_aligned(rows: int, columns: int, like: Tensor) -> Tensor:
@@ -89,7 +88,7 @@ def eliminate(hessian: Tensor, diagonal: Tensor, kept: Tensor, removed: Tensor) 
     upper = empty_aligned(many, many, hessian)  # of T; its diagonal blocks are kept inverted
     right = empty_aligned(many, few, hessian)
     info = torch.zeros((), dtype=torch.int32, device=hessian.device)
-    for start, stop in _strips(0, many):
+    for start, stop in _strips(many):
         block, across, rows = upper[start:stop, start:], right[start:stop], kept[start:stop]
         strip = hessian.index_select(0, rows)
         block.copy_(strip.index_select(1, kept[start:])).diagonal().copy_(diagonal[rows])
@@ -103,19 +102,19 @@ def eliminate(hessian: Tensor, diagonal: Tensor, kept: Tensor, removed: Tensor) 
         across.copy_(_product(inverse, across))
         info = torch.maximum(info, failed)
     schur = empty_aligned(few, few, hessian)
-    for start, stop in _strips(0, few):
+    for start, stop in _strips(few):
         block, rows = schur[start:stop, start:], removed[start:stop]
         block.copy_(hessian.index_select(0, rows).index_select(1, removed[start:])).diagonal().copy_(diagonal[rows])
         block.addmm_(right[:, start:stop].T, right[:, start:], alpha=-1)
         schur[stop:, start:stop] = block[:, stop - start :].T
-    for start, stop in reversed(_strips(0, many)):
+    for start, stop in reversed(_strips(many)):
         row = right[start:stop].addmm_(upper[start:stop, stop:], right[stop:], alpha=-1)
         row.copy_(_product(upper[start:stop, start:stop], row))
     return right, schur, info
 
 
-def _strips(start: int, stop: int) -> list[tuple[int, int]]:
-    return [(first, min(first + _STRIP, stop)) for first in range(start, stop, _STRIP)]
+def _strips(size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _STRIP, size)) for start in range(0, size, _STRIP)]
 
 
 def row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
@@ -126,7 +125,7 @@ def row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
     energy = weights.new_zeros(len(weights))
     rows = _ROWS_ON_CPU if weights.device.type == "cpu" else max(1, len(weights))
     for part, total in zip(weights.split(rows), energy.split(rows), strict=True):
-        for start, stop in _strips(0, weights.shape[1]):
+        for start, stop in _strips(weights.shape[1]):
             product = part[:, start:stop] @ hessian[start:stop, start:stop]
             product.addmm_(part[:, stop:], hessian[stop:, start:stop], alpha=2)
             total += torch.linalg.vecdot(product, part[:, start:stop])

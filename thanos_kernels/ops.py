@@ -257,17 +257,19 @@ def damped_diagonal(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Te
     return torch.where(dead, mean, diagonal) + damping * mean, dead, damping * mean
 
 
-def damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+def damp(hessian: Tensor, damping: float, *, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """``Hd = H + ridge I`` with ``ridge = damping * mean(live diagonal)``; a dead column's diagonal becomes that mean.
 
     Args:
         hessian: (b, b), symmetric. A column is dead where its diagonal is zero: its input is never used.
         damping: relative to the mean of the live diagonal.
+        out: (b, b), overwritten; a new tensor if None.
 
     Returns:
         Hd (b, b), a copy; the dead columns (b,), bool; and the ridge, 0-d.
     """
-    damped, (diagonal, dead, ridge) = hessian.clone(), damped_diagonal(hessian, damping)
+    diagonal, dead, ridge = damped_diagonal(hessian, damping)
+    damped = hessian.clone() if out is None else out.copy_(hessian)
     damped.diagonal().copy_(diagonal)
     return damped, dead, ridge
 
@@ -290,8 +292,7 @@ def inverse_factor_ex(
     out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
     check("inverse_factor", backend, hessian)
     run = implementation("inverse_factor", backend, hessian)
-    diagonal, dead, _ = damped_diagonal(hessian, damping)
-    out.copy_(hessian).diagonal().copy_(diagonal)
+    _, dead, _ = damp(hessian, damping, out=out)
     return out, dead, run(out)
 
 
