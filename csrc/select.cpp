@@ -13,7 +13,9 @@ namespace {
 constexpr int kBinBits = 12;
 constexpr int kBins = 1 << kBinBits;
 constexpr uint32_t kLargest = 0x7fffffff;
-constexpr int64_t kSample = 32768;
+constexpr int64_t kSample = 16384;
+constexpr int64_t kAhead = 512;  // floats; further than a processor prefetches by itself where rows do not join
+constexpr int64_t kRowsAhead = 4;  // of a block, to prefetch
 constexpr int kStep = 16;  // scores handled at a time
 
 inline uint32_t bits_of(float value) {
@@ -23,6 +25,15 @@ inline uint32_t bits_of(float value) {
 }
 
 inline uint32_t score(float weight, float norm) { return bits_of(__builtin_fabsf(weight) * norm) & kLargest; }
+
+#if defined(__AVX512F__)
+inline __m512i scores(__mmask16 valid, const float* weights, const float* norms) {
+    const __m512i absolute = _mm512_set1_epi32(kLargest);
+    __m512i weight = _mm512_and_si512(_mm512_maskz_loadu_epi32(valid, weights), absolute);
+    __m512 product = _mm512_mul_ps(_mm512_castsi512_ps(weight), _mm512_maskz_loadu_ps(valid, norms));
+    return _mm512_and_si512(_mm512_castps_si512(product), absolute);
+}
+#endif
 
 // The values low..high, of which `rank` (from 1) counted from the smallest is sought.
 struct Range {
@@ -53,26 +64,39 @@ struct Threshold {
     int64_t wanted;    // how many of those are to be taken
 };
 
+void count_list(const uint32_t* list, int64_t length, const Range& range, int64_t* counts) {
+    for (int64_t i = 0; i < length; ++i) ++counts[(list[i] - range.low) >> range.shift_used];
+}
+
+// Removes from a list what lies outside the range; returns the new length.
+int64_t keep_inside(uint32_t* list, int64_t length, const Range& range) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < length; ++i) {
+        uint32_t value = list[i];
+        list[kept] = value;
+        kept += value - range.low <= range.high - range.low;
+    }
+    return kept;
+}
+
 // The range narrowed to one value within a list, which is overwritten.
 Threshold narrow_list(uint32_t* list, int64_t length, Range range, int64_t* counts) {
     for (;;) {
-        int shift = range.shift_used = range.shift();
+        range.shift_used = range.shift();
         std::memset(counts, 0, kBins * sizeof *counts);
-        for (int64_t i = 0; i < length; ++i) ++counts[(list[i] - range.low) >> shift];
+        count_list(list, length, range, counts);
         int64_t inside = range.narrow(counts);
-        if (shift == 0) return {range.low, inside, range.rank};
-        int64_t kept = 0;
-        for (int64_t i = 0; i < length; ++i) {
-            list[kept] = list[i];
-            kept += list[i] - range.low <= range.high - range.low;
-        }
-        length = kept;
+        if (range.shift_used == 0) return {range.low, inside, range.rank};
+        length = keep_inside(list, length, range);
     }
 }
 
-uint32_t sample_quantile(uint32_t* copy, const uint32_t* sample, int64_t length, int64_t rank, int64_t* counts) {
-    std::memcpy(copy, sample, length * sizeof *copy);
-    return narrow_list(copy, length, {0, kLargest, rank}, counts).value;
+// Random bits that depend on the index alone (splitmix64).
+inline uint64_t mixed(uint64_t index) {
+    uint64_t bits = (index + 1) * 0x9e3779b97f4a7c15u;
+    bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
+    bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
+    return bits ^ (bits >> 31);
 }
 
 struct Matrix {
@@ -92,20 +116,20 @@ int64_t collect_row(const Matrix& matrix, int64_t row, const Range& range, int64
     const float* norms = matrix.norms;
     int64_t under = 0, column = 0;
 #if defined(__AVX512F__)
-    const __m512i absolute = _mm512_set1_epi32(kLargest), low = _mm512_set1_epi32(range.low),
-                  high = _mm512_set1_epi32(range.high);
+    const __m512i low = _mm512_set1_epi32(range.low), high = _mm512_set1_epi32(range.high);
+    __m512i unders = _mm512_setzero_si512();
     for (; column < matrix.columns; column += kStep) {
         __mmask16 valid = matrix.columns - column >= kStep ? 0xffff : (1u << (matrix.columns - column)) - 1;
-        __m512i weight = _mm512_and_si512(_mm512_maskz_loadu_epi32(valid, weights + column), absolute);
-        __m512 product = _mm512_mul_ps(_mm512_castsi512_ps(weight), _mm512_maskz_loadu_ps(valid, norms + column));
-        __m512i bits = _mm512_and_si512(_mm512_castps_si512(product), absolute);
+        _mm_prefetch(reinterpret_cast<const char*>(weights + column + kAhead), _MM_HINT_T0);
+        __m512i bits = scores(valid, weights + column, norms + column);
         __mmask16 less = _mm512_mask_cmplt_epi32_mask(valid, bits, low);
         __mmask16 inside = _mm512_mask_cmple_epi32_mask(valid & ~less, bits, high);
-        under += __builtin_popcount(less);
+        unders = _mm512_mask_add_epi32(unders, less, unders, _mm512_set1_epi32(1));
         if (length > capacity) return length;
         _mm512_storeu_si512(list + length, _mm512_maskz_compress_epi32(inside, bits));
         length += __builtin_popcount(inside);
     }
+    under = _mm512_reduce_add_epi32(unders);
 #else
     for (; column < matrix.columns; column += kStep) {
         int step = static_cast<int>(minimum(kStep, matrix.columns - column));
@@ -154,16 +178,16 @@ public:
     Selector(const Matrix& matrix, int threads)
         : matrix_(matrix),
           threads_(threads),
-          parts_count_(minimum(maximum(matrix.rows, 1), 8 * threads)),
+          parts_count_(maximum(2, minimum(matrix.rows, 8 * threads))),
           total_(matrix.rows * matrix.columns),
           share_(total_ > kSmall ? 8 : 1),
           parts_space_(parts_count_ * sizeof(Part)),
           counts_space_((parts_count_ + 1) * kBins * sizeof(int64_t)),
-          lists_space_((total_ / share_ + parts_count_ * (kPartMinimum + 2 * kStep) + 2 * kSample) * sizeof(uint32_t)),
+          lists_space_((total_ / share_ + parts_count_ * (kPartMinimum + 2 * kStep) + 3 * kSample) * sizeof(uint32_t)),
           parts_(reinterpret_cast<Part*>(parts_space_.data())),
           counts_(reinterpret_cast<int64_t*>(counts_space_.data())),
           sample_(reinterpret_cast<uint32_t*>(lists_space_.data())) {
-        uint32_t* list = sample_ + 2 * kSample;
+        uint32_t* list = sample_ + 3 * kSample;
         for (int64_t p = 0; p < parts_count_; ++p) {
             int64_t begin = matrix.rows * p / parts_count_, end = matrix.rows * (p + 1) / parts_count_;
             int64_t capacity = (end - begin) * matrix.columns / share_ + kPartMinimum;
@@ -193,21 +217,29 @@ private:
 
     // The range in which a sample of random positions expects the rank, five standard deviations to either side.
     Range estimate(int64_t rank) {
-        uint64_t state = 0x9e3779b97f4a7c15u;
-        for (int64_t i = 0; i < kSample; ++i) {
-            state = state * 6364136223846793005u + 1442695040888963407u;
-            int64_t row = static_cast<int64_t>(((state >> 32) * static_cast<uint64_t>(matrix_.rows)) >> 32);
-            state = state * 6364136223846793005u + 1442695040888963407u;
-            int64_t column = static_cast<int64_t>(((state >> 32) * static_cast<uint64_t>(matrix_.columns)) >> 32);
-            sample_[i] = score(matrix_.row(row)[column], matrix_.norms[column]);
-        }
+        parallel_for(threads_, kSample, kSample / 16, [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i) {
+                uint64_t random = mixed(i);
+                int64_t row = static_cast<int64_t>(((random >> 32) * static_cast<uint64_t>(matrix_.rows)) >> 32);
+                random &= 0xffffffffu;
+                int64_t column = static_cast<int64_t>((random * static_cast<uint64_t>(matrix_.columns)) >> 32);
+                sample_[i] = score(matrix_.row(row)[column], matrix_.norms[column]);
+            }
+        });
         double share = static_cast<double>(rank) / total_;
         double centre = share * kSample, margin = 5 * __builtin_sqrt(kSample * share * (1 - share)) + 5;
         int64_t first = static_cast<int64_t>(centre - margin), last = static_cast<int64_t>(centre + margin) + 1;
-        uint32_t* copy = sample_ + kSample;
-        uint32_t low = first < 1 ? 0 : sample_quantile(copy, sample_, kSample, first, counts_);
-        uint32_t high = last > kSample ? kLargest : sample_quantile(copy, sample_, kSample, last, counts_);
-        return {low, high, rank};
+        uint32_t ends[2] = {0, kLargest};
+        parallel_for(threads_, 2, 1, [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i) {
+                int64_t place = i ? last : first;
+                if (place < 1 || place > kSample) continue;
+                uint32_t* copy = sample_ + (i + 1) * kSample;
+                std::memcpy(copy, sample_, kSample * sizeof *copy);
+                ends[i] = narrow_list(copy, kSample, {0, kLargest, place}, part_counts(i)).value;
+            }
+        });
+        return {ends[0], ends[1], rank};
     }
 
     // Fills the parts' lists and makes the range's rank relative to it; false if it misses the rank or overflows.
@@ -260,7 +292,21 @@ private:
         return narrow(range);
     }
 
+    // The range narrowed to one value within the lists: once by all threads, which leaves little, then by this one.
     Threshold narrow_parts(Range range) {
+        range.shift_used = range.shift();
+        parallel_for(threads_, parts_count_, 1, [&](int64_t begin, int64_t end, int) {
+            for (int64_t p = begin; p < end; ++p) {
+                std::memset(part_counts(p), 0, kBins * sizeof *counts_);
+                count_list(parts_[p].list, parts_[p].length, range, part_counts(p));
+            }
+        });
+        int64_t inside = narrow(range);
+        if (range.shift_used == 0) return {range.low, inside, range.rank};
+        parallel_for(threads_, parts_count_, 1, [&](int64_t begin, int64_t end, int) {
+            for (int64_t p = begin; p < end; ++p)
+                parts_[p].length = keep_inside(parts_[p].list, parts_[p].length, range);
+        });
         int64_t length = 0;
         for (int64_t p = 0; p < parts_count_; ++p) {
             std::memmove(parts_[0].list + length, parts_[p].list, parts_[p].length * sizeof(uint32_t));
@@ -282,16 +328,23 @@ private:
 // Writes a row's mask: scores below the threshold, and of its equals the first `ties`. Returns how many were taken.
 int64_t write_row(const float* weights, const float* norms, int64_t columns, uint32_t threshold, int64_t ties,
                   uint8_t* mask) {
-    int64_t taken = 0;
+    int64_t taken = 0, j = 0;
     if (ties == 0 || ties >= columns) {
         uint32_t bound = threshold + (ties != 0);
-        for (int64_t j = 0; j < columns; ++j) {
+#if defined(__AVX512F__)
+        for (; j + kStep <= columns; j += kStep) {
+            __mmask16 less = _mm512_cmplt_epu32_mask(scores(0xffff, weights + j, norms + j), _mm512_set1_epi32(bound));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(mask + j), _mm_maskz_set1_epi8(less, 1));
+            taken += __builtin_popcount(less);
+        }
+#endif
+        for (; j < columns; ++j) {
             mask[j] = score(weights[j], norms[j]) < bound;
             taken += mask[j];
         }
         return taken;
     }
-    for (int64_t j = 0; j < columns; ++j) {
+    for (; j < columns; ++j) {
         uint32_t bits = score(weights[j], norms[j]);
         bool tie = bits == threshold && ties > 0;
         ties -= tie;
@@ -336,9 +389,12 @@ void select_smallest(const float* weights, int64_t stride, const float* norms, i
         }
     }
     parallel_for(threads, rows, grain, [&](int64_t begin, int64_t end, int) {
-        for (int64_t row = begin; row < end; ++row)
+        for (int64_t row = begin; row < end; ++row) {
+            const float* later = matrix.row(minimum(row + kRowsAhead, rows - 1));
+            for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(later + j);
             row_taken[row] = write_row(matrix.row(row), norms, width, threshold.value, all_ties ? columns : ties[row],
                                        mask + row * width);
+        }
     });
     for (int64_t row = 0; row < rows; ++row) *taken += row_taken[row];
 }
