@@ -251,9 +251,9 @@ def _remove_by_blocks(job: Job, original: Tensor, rows: Tensor | None) -> tuple[
 
 def _rows_to_prune(job: Job, weights: Tensor) -> Tensor:
     """Indices of all rows but the ``ceil(alpha c)`` outlier rows, those with the largest ``(W H W.T)_ii``."""
-    energy = kernels.row_energy(weights, job.factor.hessian, backend=job.backend)
-    order = energy.argsort(stable=True, descending=True)
-    return order[_outliers(len(weights), job.outlier_fraction) :].sort().values
+    count = _outliers(len(weights), job.outlier_fraction)
+    outlier = kernels.outlier_rows(weights, job.factor.hessian, count, backend=job.backend)
+    return outlier.argsort(stable=True)[: len(weights) - count]
 
 
 def _finite(tensor: Tensor) -> Tensor:

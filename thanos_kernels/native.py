@@ -27,6 +27,11 @@ def available() -> bool:
     return _C is not None
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the instruction set in use has units for products of bfloat16."""
+    return _C is not None and _C.isa() == "avx512bf16"
+
+
 def takes(operation: str, *tensors: Tensor) -> bool:
     """Whether ``operation`` has a kernel for these CPU tensors: float32 throughout, 16-bit activations aside."""
     return operation in globals() and tensors[0].dtype == torch.float32

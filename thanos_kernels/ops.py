@@ -351,18 +351,41 @@ def eliminate(
     return result
 
 
-def row_energy(weights: Tensor, hessian: Tensor, *, backend: str = "auto") -> Tensor:
+def row_energy(weights: Tensor, hessian: Tensor, *, rough: bool = False, backend: str = "auto") -> Tensor:
     """``h_i = (W H W.T)_ii``, each row's mean squared output per token: the paper's row loss for outlier rows.
 
     Args:
         weights: (c, b), float32 or float64.
         hessian: (b, b), same dtype, symmetric.
+        rough: take bfloat16 where a CPU multiplies that faster; two digits of each row hold, and three of their sum.
 
     Returns:
         h (c,).
     """
+    operation = "rough_row_energy" if rough else "row_energy"
+    _check_energy(operation, weights, hessian, backend)
+    energy: Tensor = implementation(operation, backend, weights, hessian)(weights, hessian)
+    return energy
+
+
+def outlier_rows(weights: Tensor, hessian: Tensor, count: int, *, backend: str = "auto") -> Tensor:
+    """The rows with the largest :func:`row_energy`: what the outlier fraction leaves untouched.
+
+    Args:
+        weights, hessian: as in :func:`row_energy`.
+        count: how many, from 0 to c.
+
+    Returns:
+        mask (c,), bool, of ``count`` rows; ties go to the lower index.
+    """
+    if not 0 <= count <= len(weights):
+        raise ValueError(f"count must be from 0 to {len(weights)}, not {count}")
+    _check_energy("outlier_rows", weights, hessian, backend)
+    mask: Tensor = implementation("outlier_rows", backend, weights, hessian)(weights, hessian, count)
+    return mask
+
+
+def _check_energy(operation: str, weights: Tensor, hessian: Tensor, backend: str) -> None:
     _matrix("weights", weights, _WORKING, (None, None))
     _matrix("hessian", hessian, (weights.dtype,), (weights.shape[1], weights.shape[1]))
-    check("row_energy", backend, weights, hessian)
-    energy: Tensor = implementation("row_energy", backend, weights, hessian)(weights, hessian)
-    return energy
+    check(operation, backend, weights, hessian)

@@ -112,3 +112,19 @@ def eliminate(hessian: Tensor, diagonal: Tensor, kept: Tensor, removed: Tensor) 
 def row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
     """``diag(weights @ hessian @ weights.T)``: each row's mean squared output per token."""
     return ((weights @ hessian) * weights).sum(1)
+
+
+def rough_row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
+    """:func:`row_energy`, where two or three digits are enough; here it is exact."""
+    return row_energy(weights, hessian)
+
+
+def outlier_rows(weights: Tensor, hessian: Tensor, count: int) -> Tensor:
+    """Mask of the ``count`` rows with the largest energy."""
+    return largest(row_energy(weights, hessian), count)
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Mask of the ``count`` largest of ``values`` (c,), ties to the lower index."""
+    order = values.argsort(stable=True, descending=True)
+    return torch.zeros_like(order, dtype=torch.bool).index_fill_(0, order[:count], True)

@@ -80,6 +80,52 @@ def test_row_energy(size: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(linalg.row_energy(weights, hessian).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
+def rows_and_inputs(kind: str, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (rows, width) and inputs (tokens, width) whose energies rounding disturbs in different ways."""
+    torch.manual_seed(len(kind))
+    weights, inputs = torch.randn(rows, width), torch.randn(400, width)
+    if kind == "correlated":
+        inputs += 3 * inputs[:, :1]
+    elif kind == "massive features":
+        inputs[:, ::97] *= 300
+    elif kind == "constant rows":  # every weight of a row is rounded the same way
+        weights = torch.linspace(1, 1.2, rows)[:, None].expand(rows, width).contiguous()
+    elif kind == "cancelling":  # large rows across the one direction that all inputs share
+        inputs += 10
+        weights *= torch.linspace(1, 3, rows)[:, None]
+        weights -= weights.mean(1, keepdim=True)
+    elif kind == "equal rows":
+        weights[rows // 2 :] = weights[: rows - rows // 2]
+    return weights, inputs
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "correlated", "massive features", "constant rows", "cancelling", "equal rows"]
+)
+@pytest.mark.parametrize("count", [0, 1, 30, 299, 300])
+def test_rough_energies_find_the_exact_outlier_rows(kind: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "_bfloat16_pays", lambda weights: True)
+    weights, inputs = rows_and_inputs(kind, 300, 1100)
+    hessian = inputs.T @ inputs / len(inputs)
+    outlier = linalg.outlier_rows(weights, hessian, count)
+    assert int(outlier.sum()) == count
+    energy = reference.row_energy(weights.double(), hessian.double())
+    if 0 < count < 300:
+        assert energy[outlier].min() >= energy[~outlier].max() * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "correlated", "massive features", "constant rows", "cancelling"])
+def test_error_of_rough_energies(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "_bfloat16_pays", lambda weights: True)
+    weights, inputs = rows_and_inputs(kind, 300, 1100)
+    hessian = inputs.T @ inputs / len(inputs)
+    exact = reference.row_energy(weights.double(), hessian.double())
+    error = linalg.rough_row_energy(weights, hessian).double() - exact
+    scale = exact + weights.double().square() @ hessian.diagonal().double()
+    assert (error.abs() / scale).max() < 2**-6  # half of what puts a row in doubt
+    assert abs(error.sum() / exact.sum()) < 0.005
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
