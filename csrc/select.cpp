@@ -117,10 +117,13 @@ int64_t collect_row(const Matrix& matrix, int64_t row, const Range& range, int64
     int64_t under = 0, column = 0;
 #if defined(__AVX512F__)
     const __m512i low = _mm512_set1_epi32(range.low), high = _mm512_set1_epi32(range.high);
+    const int64_t turn = matrix.columns - kAhead;  // from there on, what is ahead lies in a later row
+    const float* next = matrix.row(minimum(row + ceil_div(kAhead, matrix.columns), matrix.rows - 1));
+    if (turn > 0) next -= turn;
     __m512i unders = _mm512_setzero_si512();
     for (; column < matrix.columns; column += kStep) {
         __mmask16 valid = matrix.columns - column >= kStep ? 0xffff : (1u << (matrix.columns - column)) - 1;
-        _mm_prefetch(reinterpret_cast<const char*>(weights + column + kAhead), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(column < turn ? weights + column + kAhead : next + column), _MM_HINT_T0);
         __m512i bits = scores(valid, weights + column, norms + column);
         __mmask16 less = _mm512_mask_cmplt_epi32_mask(valid, bits, low);
         __mmask16 inside = _mm512_mask_cmple_epi32_mask(valid & ~less, bits, high);

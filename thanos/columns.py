@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
+from thanos.factor import Factor
 from thanos.methods import Job
 from thanos.pattern import Structured
 
 ROWS_AT_ONCE = 512  # what a step makes of so many rows stays in a processor's cache
 
 
-def row_parts(weights: Tensor, rows: Tensor | None, dead: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def row_parts(weights: Tensor, rows: Tensor | None, factor: Factor) -> Iterator[tuple[Tensor, Tensor]]:
     """Some of ``rows`` (n,) of ``weights`` (c, b) at a time, all rows if None: their indices and a copy.
 
-    The copies are zero in the ``dead`` columns (b,), bool.
+    The copies are zero in the dead columns of ``factor``.
     """
     rows = torch.arange(len(weights), device=weights.device) if rows is None else rows
     for part in rows.split(ROWS_AT_ONCE):
-        yield part, weights.index_select(0, part).masked_fill_(dead, 0)
+        yield part, factor.without_dead_(weights.index_select(0, part))
 
 
 def columns_to_remove(job: Job, parts: Iterable[Tensor]) -> Tensor:
@@ -43,7 +44,7 @@ def remove_columns_jointly(job: Job, weights: Tensor, rows: Tensor | None) -> tu
     """
     timed, factor = job.timed, job.factor
     with timed("select"):
-        chosen = columns_to_remove(job, (part for _, part in row_parts(weights, rows, factor.dead)))
+        chosen = columns_to_remove(job, (part for _, part in row_parts(weights, rows, factor)))
         removed = torch.zeros_like(factor.dead).index_fill_(0, chosen, True)
         order, many = removed.argsort(stable=True), len(removed) - len(chosen)
         kept, chosen = order[:many], order[many:]
@@ -51,7 +52,7 @@ def remove_columns_jointly(job: Job, weights: Tensor, rows: Tensor | None) -> tu
         solution, schur, failed = kernels.eliminate(factor.hessian, factor.damping, kept, chosen, backend=job.backend)
         job.info.append(failed)
     pruned, loss = weights.clone(), weights.new_zeros((), dtype=torch.float64)
-    for index, part in row_parts(weights, rows, factor.dead):
+    for index, part in row_parts(weights, rows, factor):
         with timed("update"):
             leaving = part.index_select(1, chosen)
             change = torch.mm(leaving, solution.T, out=kernels.empty_aligned(len(part), many, part))

@@ -54,6 +54,12 @@ class Factor:
                 return self.upper
         return self._upper
 
+    def without_dead_(self, weights: Tensor) -> Tensor:
+        """``weights`` (n, b), set to zero in the dead columns."""
+        if self.dead.device.type == "cpu" and not bool(self.dead.any()):
+            return weights
+        return weights.masked_fill_(self.dead, 0)
+
     @property
     def ridge(self) -> Tensor:
         """What the damping adds to the diagonal, 0-d float64."""
