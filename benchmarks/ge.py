@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log
-from statistics import linear_regression
+from statistics import linear_regression, median
 from typing import Any
 
 import torch
@@ -70,12 +70,14 @@ class Timed:
         ge_seconds: of one GE, the mean of the products just before and just after that round.
         steps: seconds by step of that round.
         peak_floats: in floats of 4 bytes.
+        times_of_rival: median, over the rounds, of its seconds over those of the rival just before; None without one.
     """
 
     seconds: float
     ge_seconds: float
     steps: dict[str, float]
     peak_floats: float
+    times_of_rival: float | None = None
 
     @property
     def ge(self) -> float:
@@ -90,6 +92,7 @@ class Timed:
             "ge_seconds": self.ge_seconds,
             "steps": self.steps,
             "peak_floats": self.peak_floats,
+            "times_of_rival": self.times_of_rival,
         }
 
     def share_of_steps(self) -> str:
@@ -123,7 +126,13 @@ def middle_round(seconds: Sequence[float], units: Sequence[float]) -> tuple[int,
 
 
 def time_layer(
-    benchmark: Any, prune: Callable[[], object], weight: Tensor, hessian: Tensor, *, rounds: int | None = None
+    benchmark: Any,
+    prune: Callable[[], object],
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    rounds: int | None = None,
+    rival: Callable[[], object] | None = None,
 ) -> Timed:
     """Time ``prune``, a GE before and after each round, so that a machine that slows down slows both.
 
@@ -133,10 +142,12 @@ def time_layer(
     Args:
         prune: returns a :class:`PrunedWeight`, or anything else where there are no steps to report.
         rounds: exactly so many; two or fewer are not warmed up.
+        rival: what is timed before each round, to compare with it.
     """
     steps: list[dict[str, float]] = []
     peaks: list[int] = []
     units: list[float] = []
+    rivals: list[float] = []
 
     def run() -> None:
         result = prune()
@@ -145,16 +156,22 @@ def time_layer(
     def unit() -> None:
         units.append(unit_seconds(weight, hessian))
 
+    def before() -> None:
+        if rival is not None:
+            rivals.append(seconds_of(rival))
+        unit()
+
     promised = unit_seconds(weight, hessian) * (1 + len(hessian) / len(weight))
     brief = rounds is None and promised < _SECONDS_OF_ROUNDS
     if brief or (rounds or 1) > 2:
         first = seconds_of(lambda: peaks.append(peak_bytes(run)))
         steps.clear()
         rounds = rounds or min(_MOST_ROUNDS, max(1, round(_SECONDS_OF_ROUNDS / first)))
-        benchmark.pedantic(run, setup=unit, rounds=rounds)
+        benchmark.pedantic(run, setup=before, rounds=rounds)
     else:
-        benchmark.pedantic(lambda: peaks.append(peak_bytes(run, interval=0.01)), setup=unit, rounds=rounds or 1)
+        benchmark.pedantic(lambda: peaks.append(peak_bytes(run, interval=0.01)), setup=before, rounds=rounds or 1)
     unit()
     times = benchmark.stats.stats.data
     chosen, around = middle_round(times, units)
-    return Timed(times[chosen], around, steps[chosen], max(peaks) / 4)
+    ratio = median(own / other for own, other in zip(times, rivals, strict=True)) if rivals else None
+    return Timed(times[chosen], around, steps[chosen], max(peaks) / 4, ratio)

@@ -129,9 +129,11 @@ def test_prune_weight(
     tflop = 2e-12 * case.rows * case.columns**2
     if tflop > TFLOP:
         pytest.skip(f"its product takes {tflop:.3g} TFLOP: set THANOS_BENCH_TFLOP above {TFLOP:.3g} to run it")
-    judged = case.limit or (case.method, case.backend) in BASELINES
+    baseline = (case.method, case.backend) in BASELINES
+    judged = case.limit or baseline
     rounds = 1 if case.method == "paper" else 7 if judged else None
-    timed = ge.time_layer(benchmark, case.run(), *shared_layer(case.rows, case.columns), rounds=rounds)
+    rival = case.but("thanos").run() if baseline else None
+    timed = ge.time_layer(benchmark, case.run(), *shared_layer(case.rows, case.columns), rounds=rounds, rival=rival)
     measured[case] = timed.ge
     peer = case.but("sparsegpt")
     if peer not in measured:  # its own test was not selected
@@ -148,9 +150,7 @@ def test_prune_weight(
     ge_row(str(case), timed.ge, case.limit, ratio)
     if case.limit:
         ge_row(f"    of it {timed.share_of_steps()}", timed.ge)
-    ours = measured.get(case.but("thanos"))
-    if (case.method, case.backend) in BASELINES and ours:
-        wanted = BASELINES[case.method, case.backend]
-        times = timed.ge / ours
+    if timed.times_of_rival is not None:
+        wanted, times = BASELINES[case.method, case.backend], timed.times_of_rival
         name = "the paper's algorithm" if case.method == "paper" else "SparseGPT by the reference"
         finding(f"Thanos, 50%, {case.rows} x {case.columns}: {times:.1f} times as fast as {name} (to reach: {wanted})")
