@@ -98,6 +98,7 @@ def layer_records() -> list[dict[str, Any]]:
     return [
         {"kind": "layer", "model": model, "layer": layer, "method": method, "pattern": pattern, "alpha": alpha,
          "block_size": None, "backend": backend, "ratio_to_sparsegpt": times / 1.25, "limit_ge": None,
+         "times_of_rival": 71.5 if method == "paper" else None,
          **timed(c, b, times), **({"steps": {}} if method == "paper" else {})}
         for model, layer, c, b, method, pattern, alpha, backend, times in found
     ]  # fmt: skip
@@ -143,7 +144,19 @@ def model_records() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-RECORDS = {"layer": layer_records, "scaling": scaling_records, "ops": op_records, "model": model_records}
+def sparse_records() -> list[dict[str, Any]]:
+    common = {"kind": "sparse", "dtype": "bfloat16", "rows": 4096, "columns": 11008, "dense_seconds": 0.0043}
+    layer = {"form": "Sparse24Linear", "tokens": 1, "seconds": 0.002, "times_as_fast": 2.15, "at_least": 1.5}
+    return [{**common, **layer, "bytes_share": 0.563}, {}]
+
+
+RECORDS = {
+    "layer": layer_records,
+    "scaling": scaling_records,
+    "ops": op_records,
+    "sparse": sparse_records,
+    "model": model_records,
+}
 
 
 def write_results(folder: Path) -> None:
@@ -256,6 +269,15 @@ def test_the_exponent_is_that_of_the_times(place: Path) -> None:
     assert cells(section(text_of(place), "Growth with the width"), "Thanos")[-2:] == ["2.75", "2.75"]
 
 
+def test_a_baseline_is_compared_with_the_runs_beside_it(place: Path) -> None:
+    assert cells(section(text_of(place), "Layers of real models"), "the paper's algorithm")[-1] == "71.50"
+
+
+def test_sparse_layers_stand_beside_the_dense_one(place: Path) -> None:
+    found = cells(section(text_of(place), "Sparse layers"), "`Sparse24Linear`")
+    assert found == ["`Sparse24Linear`", "bfloat16", "4096 x 11008", "1", "2.00", "4.30", "2.15", "1.50", "0.56"]
+
+
 def test_peers_stand_side_by_side(place: Path) -> None:
     found = cells(section(text_of(place), "Whole models"), "Thanos against llm-compressor's SparseGPT")
     assert found[2] == "3.10"
@@ -280,7 +302,7 @@ def test_no_file_at_all_and_partial_ones(place: Path) -> None:
     assert f"0 of {len(found['rows'])} runs are there" in text_of(place)
     for file in folder.iterdir():
         file.unlink()
-    assert text_of(place).count("Not measured yet") == 13
+    assert text_of(place).count("Not measured yet") == 14
     assert report(place).exit_code == 0
 
 

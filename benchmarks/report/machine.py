@@ -34,6 +34,20 @@ def _operation(r: Row) -> list[object]:
     return [f"`{r['op']}`", r["backend"], r["dtype"], shape, ms, r.get("calls", 1), number(r["ge"]), rate, peak]
 
 
+def sparse_layers(results: Results) -> list[str]:
+    rows = [
+        [f"`{r['form']}`", r["dtype"], f"{r['rows']} x {r['columns']}", r["tokens"], number(1000 * r["seconds"]),
+         number(1000 * r["dense_seconds"]), number(r["times_as_fast"]), number(r["at_least"]), number(r["bytes_share"])]
+        for r in records(results, "sparse", "sparse")
+    ]  # fmt: skip
+    header = ["layer", "dtype", "shape", "tokens", "ms", "ms, dense", "times as fast", "to reach", "bytes / dense"]
+    text = (
+        "What runs pruned weights compressed, beside PyTorch's dense layer, the two taking turns: 2:4, unstructured "
+        "50% and 30% of the columns removed."
+    )
+    return [text, table(header, rows, left=3)]
+
+
 def models(results: Results) -> list[str]:
     found = records(results, "model", "model")
     rows = [

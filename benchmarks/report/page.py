@@ -43,6 +43,7 @@ _SPEED: list[tuple[str, str, str, str | None, Callable[[Results], list[str]]]] =
     ("Block size", "scaling", "block_size", "block_time", speed.block_time),
     ("Layers of real models", "layer", "layer", None, speed.layers),
     ("Operations", "ops", "op", None, machine.operations),
+    ("Sparse layers", "sparse", "sparse", None, machine.sparse_layers),
     ("Whole models", "model", "model", None, machine.models),
 ]
 

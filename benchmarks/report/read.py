@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.experiments.grid import EXPERIMENTS
 
 Row = dict[str, Any]
-SUITES = ("layer", "scaling", "ops", "model")
+SUITES = ("layer", "scaling", "ops", "sparse", "model")
 
 
 @dataclass(frozen=True)
