@@ -357,7 +357,8 @@ def row_energy(weights: Tensor, hessian: Tensor, *, rough: bool = False, backend
     Args:
         weights: (c, b), float32 or float64.
         hessian: (b, b), same dtype, symmetric.
-        rough: take bfloat16 where a CPU multiplies that faster; two digits of each row hold, and three of their sum.
+        rough: take bfloat16 where a CPU multiplies that faster: two digits of ``h_i + sum_j w_ij^2 H_jj`` hold, and
+            more of the sum over rows.
 
     Returns:
         h (c,).
