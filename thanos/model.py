@@ -251,7 +251,7 @@ class _Walk:
             weight = layer.weight
             try:
                 energy = kernels.row_energy(
-                    weight.to(inputs.hessian.dtype), inputs.hessian, rough=True, backend=self._options.backend
+                    weight.to(inputs.hessian.dtype), inputs.hessian, backend=self._options.backend
                 )
                 pruned = self._options.prune(layer, inputs)
             except (ValueError, torch.linalg.LinAlgError) as error:

@@ -26,7 +26,7 @@ class LayerReport:
         shape: (c, b), out features x in features.
         sparsity: share of its weights that were removed.
         loss: ``tr((W' - W) H (W' - W).T)``, the mean squared output error per token.
-        relative_loss: ``loss`` over the mean squared output ``tr(W H W.T)``, which holds to two digits.
+        relative_loss: ``loss`` over the mean squared output ``tr(W H W.T)``.
         damping: the damping used; more than was asked for where a factorisation failed.
         shared_with: the first layer that received the very same input, whose Hessian this one used; None if its own.
         tokens: calibration tokens its Hessian was taken from.

@@ -136,13 +136,6 @@ def row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
     return energy
 
 
-def rough_row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
-    """As ``reference.row_energy``, from products in bfloat16 where a CPU multiplies that faster."""
-    if not _bfloat16_pays(weights):
-        return row_energy(weights, hessian)
-    return row_energy(weights.bfloat16(), hessian.bfloat16())
-
-
 def outlier_rows(weights: Tensor, hessian: Tensor, count: int) -> Tensor:
     """As ``reference.outlier_rows``; where bfloat16 pays, by exact energies of the rows it leaves in doubt alone.
 
@@ -152,7 +145,7 @@ def outlier_rows(weights: Tensor, hessian: Tensor, count: int) -> Tensor:
     """
     if not 0 < count < len(weights) or not _bfloat16_pays(weights):
         return reference.largest(row_energy(weights, hessian), count)
-    energy = rough_row_energy(weights, hessian)
+    energy = row_energy(weights.bfloat16(), hessian.bfloat16())
     margin = (energy + weights.square() @ hessian.diagonal()) * 2**-5
     low, high = energy - margin, energy + margin
     outlier = low > high.topk(count + 1).values[-1]

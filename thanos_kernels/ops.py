@@ -351,21 +351,18 @@ def eliminate(
     return result
 
 
-def row_energy(weights: Tensor, hessian: Tensor, *, rough: bool = False, backend: str = "auto") -> Tensor:
+def row_energy(weights: Tensor, hessian: Tensor, *, backend: str = "auto") -> Tensor:
     """``h_i = (W H W.T)_ii``, each row's mean squared output per token: the paper's row loss for outlier rows.
 
     Args:
         weights: (c, b), float32 or float64.
         hessian: (b, b), same dtype, symmetric.
-        rough: take bfloat16 where a CPU multiplies that faster: two digits of ``h_i + sum_j w_ij^2 H_jj`` hold, and
-            more of the sum over rows.
 
     Returns:
         h (c,).
     """
-    operation = "rough_row_energy" if rough else "row_energy"
-    _check_energy(operation, weights, hessian, backend)
-    energy: Tensor = implementation(operation, backend, weights, hessian)(weights, hessian)
+    _check_energy("row_energy", weights, hessian, backend)
+    energy: Tensor = implementation("row_energy", backend, weights, hessian)(weights, hessian)
     return energy
 
 

@@ -114,11 +114,6 @@ def row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
     return ((weights @ hessian) * weights).sum(1)
 
 
-def rough_row_energy(weights: Tensor, hessian: Tensor) -> Tensor:
-    """:func:`row_energy`, where two or three digits are enough; here it is exact."""
-    return row_energy(weights, hessian)
-
-
 def outlier_rows(weights: Tensor, hessian: Tensor, count: int) -> Tensor:
     """Mask of the ``count`` rows with the largest energy."""
     return largest(row_energy(weights, hessian), count)
