@@ -130,7 +130,8 @@ def _read(model: str, reader: Any, **options: Any) -> Any:
     except ImportError as error:
         raise ValueError(f"{model} needs a package that is not installed: {_first_sentence(error)}") from error
     except Exception as error:  # the readers raise whatever their parsers raise
-        raise ValueError(f"cannot read the model {model}: {_first_sentence(error)}") from error
+        here = "" if path.exists() else f"there is no directory {model} here, and "
+        raise ValueError(f"cannot read the model {model}: {here}{_first_sentence(error)}") from error
 
 
 def _looks_like_path(model: str) -> bool:

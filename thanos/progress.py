@@ -15,6 +15,8 @@ from rich.table import Column
 
 from thanos.model import Progress
 
+_BETWEEN_LINES = 60.0  # seconds, while a long text is scored
+
 
 class Display(Protocol):
     """Shows how far the work is."""
@@ -120,6 +122,7 @@ class _Lines:
         self._worst: tuple[float, str] = (-1.0, "")
         self._last: Progress | None = None
         self._work = ""
+        self._scored, self._begin, self._said = 0, time.perf_counter(), time.perf_counter()
 
     def walked(self, progress: Progress) -> None:
         if self._last is not None and progress.block != self._last.block:
@@ -129,7 +132,16 @@ class _Lines:
             self._last = progress
 
     def scored(self, done: int, windows: int) -> None:
-        """Plain output says the result only."""
+        """Plain output says the result only, and how far it is once a minute."""
+        now = time.perf_counter()
+        if done <= self._scored:  # another text
+            self._begin = self._said = now
+        elif now - self._said >= _BETWEEN_LINES:
+            self._said, gone = now, now - self._begin
+            left = duration(gone / done * (windows - done))
+            line = f"perplexity: window {done}/{windows}; {duration(gone)} gone, {left} left"
+            self._console.print(line, highlight=False, soft_wrap=True)
+        self._scored = done
 
     def answered(self, task: str, done: int, documents: int) -> None:
         """Plain output says the results only, and which task is next."""

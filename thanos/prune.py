@@ -102,7 +102,7 @@ class _Run:
     "--dtype",
     default="auto",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the weights, the forwards and the saved model; auto is the checkpoint's own.",
+    help="Of the weights, the forwards and the saved model; auto is the checkpoint's own, float32 for GGUF files.",
 )
 @click.option("--exclude", metavar="REGEX", callback=parsed(_regex), help="Leave layers with such names dense.")
 @click.option("--evaluate", metavar=TEXT, callback=parsed(source), help="Text for perplexity before and after.")
