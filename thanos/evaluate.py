@@ -125,7 +125,7 @@ class _TextScore:
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the weights and the forwards; auto is the checkpoint's own.",
+    help="Of the weights and the forwards; auto is the checkpoint's own, float32 for GGUF files.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output file, if there is one.")
 def main(**options: Any) -> None:

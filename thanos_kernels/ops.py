@@ -376,9 +376,9 @@ def outlier_rows(weights: Tensor, hessian: Tensor, count: int, *, backend: str =
     Returns:
         mask (c,), bool, of ``count`` rows; ties go to the lower index.
     """
+    _check_energy("outlier_rows", weights, hessian, backend)
     if not 0 <= count <= len(weights):
         raise ValueError(f"count must be from 0 to {len(weights)}, not {count}")
-    _check_energy("outlier_rows", weights, hessian, backend)
     mask: Tensor = implementation("outlier_rows", backend, weights, hessian)(weights, hessian, count)
     return mask
 

@@ -254,6 +254,16 @@ BAD: list[tuple[str, type[Exception], Callable[[str], Any]]] = [
         lambda b: kernels.eliminate(torch.eye(3), 0.0, torch.arange(2), torch.ones(1), backend=b),
     ),
     ("hessian must have shape", ValueError, lambda b: kernels.row_energy(torch.ones(2, 4), torch.eye(3), backend=b)),
+    (
+        "hessian must have shape",
+        ValueError,
+        lambda b: kernels.outlier_rows(torch.ones(2, 4), torch.eye(3), 1, backend=b),
+    ),
+    (
+        "count must be from 0 to 2",
+        ValueError,
+        lambda b: kernels.outlier_rows(torch.ones(2, 4), torch.eye(4), 3, backend=b),
+    ),
 ]
 
 
