@@ -24,7 +24,7 @@ from thanos import load, pack, prune_model
 from thanos.calibrate import load_samples
 from thanos.checkpoint import DTYPES, save_model
 from thanos.evaluate import load_tokens, perplexity
-from thanos.methods import METHODS, method_named
+from thanos.engine.methods import METHODS, method_named
 
 PROMPT = "The capital of France is Paris. The capital of Germany is"
 

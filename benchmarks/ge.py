@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import peak_bytes
-from thanos.layer import PrunedWeight
+from thanos.engine.layer import PrunedWeight
 
 SIZE = int(os.environ.get("THANOS_BENCH_SIZE", "4096"))
 """The width that most of the layer, scaling and operation benchmarks run at; a small one makes a quick run."""

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.experiments import grid
 from benchmarks.experiments.grid import EXPERIMENTS, Run
 from benchmarks.experiments.store import Store
-from thanos.layer import check_options, check_pattern
+from thanos.engine.layer import check_options, check_pattern
 from thanos.pattern import parse_pattern
 
 SETTINGS = {"dtype": "float32", "window": 1024}

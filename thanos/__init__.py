@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from thanos.factor import Factor
-from thanos.layer import PrunedWeight, prune_group, prune_weight
+from thanos.engine.factor import Factor
+from thanos.engine.layer import PrunedWeight, prune_group, prune_weight
 from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import thanos_kernels as kernels
 from thanos.blocks import Layer
-from thanos.factor import Factor
+from thanos.engine.factor import Factor
 
 
 class InputHessian:

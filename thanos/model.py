@@ -17,7 +17,7 @@ from thanos.blocks import Decoder, Layer, find_decoder
 from thanos.checkpoint import max_length
 from thanos.clock import Clock
 from thanos.hessians import Collector, InputHessian
-from thanos.layer import PrunedWeight, check_options, check_pattern, prune_weight
+from thanos.engine.layer import PrunedWeight, check_options, check_pattern, prune_weight
 from thanos.memory import freed_memory_kept
 from thanos.pattern import Pattern, parse_pattern
 from thanos.plan import Batch, Plan, make_plan

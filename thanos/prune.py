@@ -16,8 +16,8 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from thanos.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
-from thanos.layer import check_options
-from thanos.methods import METHODS
+from thanos.engine.layer import check_options
+from thanos.engine.methods import METHODS
 from thanos.pattern import Pattern, parse_pattern
 from thanos.quiet import silence_libraries
 

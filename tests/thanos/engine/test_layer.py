@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thanos import Factor, Pattern, SemiStructured, Structured, Unstructured, prune_group, prune_weight
-from thanos.methods import METHODS
+from thanos.engine.methods import METHODS
 
 PATTERNS = [Unstructured(0.5), SemiStructured(2, 4), Structured(0.3)]
 quick = settings(max_examples=25, deadline=None)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
-from thanos.factor import Factor
+from thanos.engine.factor import Factor
 from thanos.pattern import Pattern, SemiStructured, Unstructured
-from thanos.timing import StepTimer
+from thanos.engine.timing import StepTimer
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
-from thanos.factor import Factor
-from thanos.methods import Job
+from thanos.engine.factor import Factor
+from thanos.engine.methods import Job
 from thanos.pattern import Structured
 
 ROWS_AT_ONCE = 512  # what a step makes of so many rows stays in a processor's cache
