@@ -29,7 +29,7 @@ from benchmarks.engines import BLOCK_SIZE, DAMPING, Job, Outcome, run, save_warm
 from benchmarks.smollm2 import NAME, fast_dtype, load_smollm2
 from thanos.bench_inference import random_tinyllama
 from thanos.calibrate import load_samples
-from thanos.checkpoint import save_model
+from thanos.checkpoint.reading import save_model
 from thanos.evaluate import load_tokens
 from thanos.pattern import parse_pattern
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thanos import compact
-from thanos.checkpoint import load_model
+from thanos.checkpoint.reading import load_model
 from thanos.cli import Command, start
 from thanos.compact_format import MANIFEST
 from thanos.quiet import silence_libraries

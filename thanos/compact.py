@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from thanos.checkpoint import check_target, load_config, staged
+from thanos.checkpoint.reading import check_target, load_config, staged
 from thanos.compact_format import (
     DTYPES,
     MANIFEST,

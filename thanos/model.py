@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import thanos_kernels as kernels
 from thanos.blocks import Decoder, Layer, find_decoder
-from thanos.checkpoint import max_length
+from thanos.checkpoint.reading import max_length
 from thanos.clock import Clock
 from thanos.hessians import Collector, InputHessian
 from thanos.engine.layer import PrunedWeight, check_options, check_pattern, prune_weight

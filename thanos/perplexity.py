@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thanos.blocks import run_model
 from thanos.calibrate import Text, load_text, tokenize
-from thanos.checkpoint import max_length
+from thanos.checkpoint.reading import max_length
 
 _DEFAULT_LENGTH = 2048
 _BATCH_TOKENS = 2048  # in the windows scored together

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thanos.blocks import Call, Capture, Decoder
-from thanos.checkpoint import BlockStore, MemoryStore
+from thanos.checkpoint.reading import BlockStore, MemoryStore
 from thanos.clock import Clock
 from thanos.memory import available_memory, bytes_per_sample
 
