@@ -146,7 +146,7 @@ def _run(run: _Run, console: Console) -> None:
     """Check, read, score and write; what is cheap to refuse comes first."""
     silence_libraries()
     from thanos import checkpoint
-    from thanos.calibrate import load_text, tokenize
+    from thanos.text.samples import load_text, tokenize
     from thanos.progress import display
 
     texts = tuple(dict.fromkeys(name for name in run.perplexity if name != _NONE))

@@ -95,7 +95,7 @@ def prune_model(
 
     Args:
         model: any Hugging Face causal language model.
-        samples: (N, S), int64: calibration token ids, such as :func:`thanos.calibrate.load_samples` draws.
+        samples: (N, S), int64: calibration token ids, such as :func:`thanos.text.samples.load_samples` draws.
         pattern, method, block_size, outlier_fraction, damping, metric, backend: as for :func:`thanos.prune_weight`.
         exclude: a regular expression; layers in whose full name it is found stay dense.
         passes: 1 runs all samples through a block together and prunes each layer right before it runs; 2 runs every

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thanos.blocks import run_model
-from thanos.calibrate import Text, load_text, tokenize
+from thanos.text.samples import Text, load_text, tokenize
 from thanos.checkpoint.reading import max_length
 
 _DEFAULT_LENGTH = 2048

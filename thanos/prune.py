@@ -127,7 +127,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     """Check, read, prune and write; what is cheap to refuse comes first."""
     silence_libraries()
     from thanos import checkpoint
-    from thanos.calibrate import load_samples
+    from thanos.text.samples import load_samples
     from thanos.model import prune_model
     from thanos.perplexity import check_windows, load_tokens, perplexity
     from thanos.progress import display

@@ -58,7 +58,7 @@ class ModelReport:
         dense: layers left dense for another reason, with the reason.
         passes: forwards per block: 1 or 2.
         seconds: of the walk: forward, hessian, prune, other, total.
-        calibration: where the samples came from (see :class:`thanos.calibrate.Samples`).
+        calibration: where the samples came from (see :class:`thanos.text.samples.Samples`).
         perplexity: by name (``dense``, ``pruned``), with the text and the sequence length, if evaluated.
     """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thanos.json_lines import json_lines
+from thanos.text.json_lines import json_lines
 
 Record = dict[str, Any]
 

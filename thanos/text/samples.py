@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thanos.json_lines import json_lines
+from thanos.text.json_lines import json_lines
 
 NAMES = ("c4", "wikitext2", "builtin")
 _C4_DOCUMENTS = {"train": 20_000, "validation": 1_100}  # the first ones of the split's first file

@@ -1,0 +1,1 @@
+"""Text: its readers, calibration samples and token streams."""
