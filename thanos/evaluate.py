@@ -232,7 +232,7 @@ def _record(
     run: _Run, device: str, dtype: str, loaded: LoadedTasks, scores: list[_TextScore], answers: ZeroShot | None
 ) -> dict[str, Any]:
     """What the output file holds."""
-    from thanos.report import versions
+    from thanos.report.record import versions
 
     texts = {one.source: {key: value for key, value in vars(one).items() if key != "source"} for one in scores}
     settings = {
@@ -262,7 +262,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 def _write(path: Path, record: dict[str, Any], overwrite: bool) -> None:
     """Write JSON, all of it or nothing."""
-    from thanos.report import json_numbers
+    from thanos.report.record import json_numbers
 
     text = json.dumps(json_numbers(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     _check_output(path, overwrite)

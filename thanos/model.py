@@ -21,7 +21,7 @@ from thanos.engine.layer import PrunedWeight, check_options, check_pattern, prun
 from thanos.memory import freed_memory_kept
 from thanos.pattern import Pattern, parse_pattern
 from thanos.plan import Batch, Plan, make_plan
-from thanos.report import LayerReport, ModelReport
+from thanos.report.record import LayerReport, ModelReport
 
 
 @dataclass(frozen=True)

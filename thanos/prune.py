@@ -131,7 +131,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     from thanos.model import prune_model
     from thanos.perplexity import check_windows, load_tokens, perplexity
     from thanos.progress import display
-    from thanos.report import print_summary
+    from thanos.report.record import print_summary
 
     check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)
     checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)

@@ -19,7 +19,7 @@ from thanos.text.samples import load_samples
 from thanos.checkpoint.reading import DTYPES
 from thanos.doctor import machine
 from thanos.evaluate import load_tokens, perplexity
-from thanos.report import versions
+from thanos.report.record import versions
 
 WINDOW = 1024
 
