@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.memory import peak_bytes, resident_bytes
 from thanos import prune_model
-from thanos.blocks import find_decoder
+from thanos.walk.decoder import find_decoder
 from thanos.checkpoint.reading import load_config, load_model, load_tokenizer, save_model
 from thanos.evaluate import perplexity
 from thanos.quiet import silence_libraries

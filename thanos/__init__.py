@@ -10,7 +10,7 @@ from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, pa
 if TYPE_CHECKING:
     from thanos import pack, unpack
     from thanos.compact import load
-    from thanos.model import prune_model
+    from thanos.walk.model import prune_model
 
 __all__ = [
     "Factor",
@@ -36,5 +36,5 @@ def __getattr__(name: str) -> Any:
     if name == "load":
         return import_module("thanos.compact").load
     if name == "prune_model":
-        return import_module("thanos.model").prune_model
+        return import_module("thanos.walk.model").prune_model
     raise AttributeError(f"module 'thanos' has no attribute {name!r}")

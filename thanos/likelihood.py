@@ -9,7 +9,7 @@ import torch
 from lm_eval.api.model import TemplateLM
 from torch import Tensor, nn
 
-from thanos.blocks import run_model
+from thanos.walk.decoder import run_model
 from thanos.checkpoint.reading import max_length
 
 _TOKENS = {"cpu": 2048, "cuda": 16384}  # of a batch, padding included

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thanos.blocks import run_model
+from thanos.walk.decoder import run_model
 from thanos.text.samples import Text, load_text, tokenize
 from thanos.checkpoint.reading import max_length
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 
-from thanos.model import Progress
+from thanos.walk.model import Progress
 
 _BETWEEN_LINES = 60.0  # seconds, while a long text is scored
 

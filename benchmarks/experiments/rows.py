@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import thanos_kernels as kernels
 from thanos import prune_weight
-from thanos.blocks import Layer, find_decoder
-from thanos.hessians import Collector
+from thanos.walk.decoder import Layer, find_decoder
+from thanos.walk.hessians import Collector
 
 
 def outlier_layers(model: nn.Module, samples: Tensor, pattern: str, alpha: float) -> list[dict[str, Any]]:

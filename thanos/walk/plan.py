@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thanos.blocks import Call, Capture, Decoder
+from thanos.walk.decoder import Call, Capture, Decoder
 from thanos.checkpoint.reading import BlockStore, MemoryStore
-from thanos.clock import Clock
-from thanos.memory import available_memory, bytes_per_sample
+from thanos.walk.clock import Clock
+from thanos.walk.memory import available_memory, bytes_per_sample
 
 _BATCH_TOKENS = 4096  # in a batch of the two-pass walk
 _MEMORY_SHARE = 0.5  # of what is free goes to activations

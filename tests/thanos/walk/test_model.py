@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tests.conftest import FAMILIES
 from thanos import prune_model
-from thanos.blocks import find_decoder
-from thanos.memory import PeakMemory
-from thanos.model import Progress
+from thanos.walk.decoder import find_decoder
+from thanos.walk.memory import PeakMemory
+from thanos.walk.model import Progress
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

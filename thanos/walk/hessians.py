@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import thanos_kernels as kernels
-from thanos.blocks import Layer
+from thanos.walk.decoder import Layer
 from thanos.engine.factor import Factor
 
 
