@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from thanos.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
-from thanos.perplexity import check_windows, load_tokens, perplexity, window_length
+from thanos.scoring.perplexity import check_windows, load_tokens, perplexity, window_length
 from thanos.quiet import silence_libraries
-from thanos.zeroshot import TASKS, LoadedTasks, ZeroShot, load_tasks, zero_shot
+from thanos.scoring.zeroshot import TASKS, LoadedTasks, ZeroShot, load_tasks, zero_shot
 
 __all__ = ["load_tokens", "main", "perplexity"]
 

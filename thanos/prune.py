@@ -129,7 +129,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     from thanos import checkpoint
     from thanos.text.samples import load_samples
     from thanos.walk.model import prune_model
-    from thanos.perplexity import check_windows, load_tokens, perplexity
+    from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
     from thanos.progress import display
     from thanos.report.record import print_summary
 

@@ -109,7 +109,7 @@ class Runner:
         return load_samples(source, self.tokenizer, run.samples, run.length, run.seed).tokens
 
     def _zero_shot(self, model: Any) -> dict[str, Any]:
-        from thanos.zeroshot import zero_shot
+        from thanos.scoring.zeroshot import zero_shot
 
         return zero_shot(model, self.tokenizer, data=self.settings.tasks, limit=self.settings.limit).to_dict()
 

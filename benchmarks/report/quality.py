@@ -8,7 +8,7 @@ from benchmarks.experiments.grid import PATTERNS
 from benchmarks.report.markdown import NOTHING, accuracy, folded, listing, number, percent, spread, table
 from benchmarks.report.read import Experiment, Results
 from benchmarks.report.rows import Group, groups, home, pattern_name, provenance, run_name
-from thanos.zeroshot import TASKS
+from thanos.scoring.zeroshot import TASKS
 
 _SAME = 0.005  # effective sparsities less than this apart compare
 

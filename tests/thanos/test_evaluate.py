@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from zero_shot_files import write_task
 
 from thanos.evaluate import load_tokens, main, perplexity
-from thanos.zeroshot import zero_shot
+from thanos.scoring.zeroshot import zero_shot
 
 WORDS = "the quick brown fox jumps over the lazy dog and then the dog sleeps in the sun. "
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from zero_shot_files import documents, write_task
 
-from thanos.task_files import find_file, read_file
+from thanos.scoring.task_files import find_file, read_file
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from thanos.perplexity import load_tokens, perplexity
+from thanos.scoring.perplexity import load_tokens, perplexity
 
 
 @pytest.fixture

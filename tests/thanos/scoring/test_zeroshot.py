@@ -14,7 +14,7 @@ import pytest
 import torch
 from zero_shot_files import documents, write_task
 
-from thanos.zeroshot import TASKS, Average, TaskScore, ZeroShot, load_tasks, zero_shot
+from thanos.scoring.zeroshot import TASKS, Average, TaskScore, ZeroShot, load_tasks, zero_shot
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[eval]'")
 
@@ -85,7 +85,7 @@ def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Callable[..., Any], ti
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from thanos.likelihood import Scorer
+    from thanos.scoring.likelihood import Scorer
 
     model = tiny_model("llama")  # takes 64 tokens, fewer than the longest prompt here: both cut it from the left
     pairs = [("the quick", " fox"), ("the quick", " dog sleeps"), ("the quick", " fox"), ("", " sun sleeps")]

@@ -14,7 +14,7 @@ from unittest import mock
 
 from torch import nn
 
-from thanos.task_files import TaskFile, find_file, read_file
+from thanos.scoring.task_files import TaskFile, find_file, read_file
 
 TASKS = ("winogrande", "openbookqa", "boolq", "piqa", "hellaswag", "arc_easy", "arc_challenge")
 _FOLDERS = {"boolq": "super_glue/boolq", "arc_easy": "arc", "arc_challenge": "arc"}  # of lm-eval, where not the name
@@ -91,7 +91,7 @@ def load_tasks(tasks: Sequence[str] = TASKS, data: str | Path | None = None) -> 
 
     Args:
         tasks: of :data:`TASKS`. Where all of them are asked for, those without a file are left out.
-        data: a directory of JSONL files (see :func:`thanos.task_files.find_file` for their names) in the columns of the
+        data: a directory of JSONL files (see :func:`thanos.scoring.task_files.find_file` for their names) in the columns of the
             datasets on the hub; None reads those.
 
     Raises:
@@ -148,7 +148,7 @@ def zero_shot(
     loaded = tasks if isinstance(tasks, LoadedTasks) else load_tasks(tasks, data)
     from lm_eval import evaluate
 
-    from thanos.likelihood import Scorer
+    from thanos.scoring.likelihood import Scorer
 
     scorer = Scorer(model, tokenizer, batch_size)
     scores = {}
