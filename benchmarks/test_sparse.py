@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from thanos.sparse import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
-from thanos.sparse_base import SparseLinear
+from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+from thanos.compact.base import SparseLinear
 from thanos_kernels import native, pack_24, select_n_of_m
 
 ROWS, COLUMNS = 4096, 11008  # 90 MB in bfloat16: larger than the last-level cache

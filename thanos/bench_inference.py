@@ -24,7 +24,7 @@ from rich.table import Table
 from thanos import compact
 from thanos.checkpoint.reading import load_model
 from thanos.cli import Command, start
-from thanos.compact_format import MANIFEST
+from thanos.compact.format import MANIFEST
 from thanos.quiet import silence_libraries
 from thanos_kernels import select_n_of_m
 

@@ -195,7 +195,7 @@ def _run(run: _Run, console: Console) -> None:
 def _load(model: str, dtype: torch.dtype | None, device: torch.device, config: Any) -> Any:
     """The model, compact or ordinary, on the device."""
     from thanos import checkpoint, compact
-    from thanos.compact_format import MANIFEST
+    from thanos.compact.format import MANIFEST
 
     if (Path(model) / MANIFEST).is_file():
         loaded = compact.load(model)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from thanos.cli import Command, start
-from thanos.compact import unpack
+from thanos.compact.checkpoint import unpack
 
 __all__ = ["unpack"]
 

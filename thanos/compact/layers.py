@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as dense_product
 
-from thanos.sparse_base import OutlierRowsLinear, SparseLinear, check_index
+from thanos.compact.base import OutlierRowsLinear, SparseLinear, check_index
 from thanos_kernels import Packed24, pack_24
 from thanos_kernels.pack import reorder
 from thanos_kernels.sparse import (

@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from thanos import compact
-from thanos.compact_format import FormatError, read_manifest
-from thanos.sparse import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+from thanos.compact.format import FormatError, read_manifest
+from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
 
 transformers = pytest.importorskip("transformers")
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thanos.checkpoint.reading import check_target, load_config, staged
-from thanos.compact_format import (
+from thanos.compact.format import (
     DTYPES,
     MANIFEST,
     FormatError,
@@ -33,8 +33,8 @@ from thanos.compact_format import (
     read_header,
     read_manifest,
 )
-from thanos.sparse import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear, columns_removed, rows_not_24
-from thanos.sparse_base import SparseLinear
+from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear, columns_removed, rows_not_24
+from thanos.compact.base import SparseLinear
 from thanos_kernels.sparse import WORD
 
 _CLASSES: dict[str, type[SparseLinear]] = {

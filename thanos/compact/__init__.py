@@ -1,0 +1,1 @@
+"""Pruned layers that stay compressed: in memory, and on disk."""
