@@ -27,7 +27,7 @@ from thanos import prune_model
 from thanos.walk.decoder import find_decoder
 from thanos.checkpoint.reading import load_config, load_model, load_tokenizer, save_model
 from thanos.evaluate import perplexity
-from thanos.quiet import silence_libraries
+from thanos.commands.quiet import silence_libraries
 
 BLOCK_SIZE = 128  # of SparseGPT, in every engine
 DAMPING = 0.01

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from thanos.checkpoint.reading import load_model, load_tokenizer
-from thanos.quiet import silence_libraries
+from thanos.commands.quiet import silence_libraries
 
 NAME = "SmolLM2-135M-Instruct"
 

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from thanos import compact
 from thanos.checkpoint.reading import load_model
-from thanos.cli import Command, start
+from thanos.commands.cli import Command, start
 from thanos.compact.format import MANIFEST
-from thanos.quiet import silence_libraries
+from thanos.commands.quiet import silence_libraries
 from thanos_kernels import select_n_of_m
 
 _RANDOM = "random:tinyllama-1.1b"

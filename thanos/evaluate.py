@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from thanos.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
+from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
 from thanos.scoring.perplexity import check_windows, load_tokens, perplexity, window_length
-from thanos.quiet import silence_libraries
+from thanos.commands.quiet import silence_libraries
 from thanos.scoring.zeroshot import TASKS, LoadedTasks, ZeroShot, load_tasks, zero_shot
 
 __all__ = ["load_tokens", "main", "perplexity"]
@@ -147,7 +147,7 @@ def _run(run: _Run, console: Console) -> None:
     silence_libraries()
     from thanos import checkpoint
     from thanos.text.samples import load_text, tokenize
-    from thanos.progress import display
+    from thanos.commands.display import display
 
     texts = tuple(dict.fromkeys(name for name in run.perplexity if name != _NONE))
     if not texts and not run.tasks:

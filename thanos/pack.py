@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from thanos.cli import Command, start
+from thanos.commands.cli import Command, start
 from thanos.compact.checkpoint import Packed, pack
 
 __all__ = ["Packed", "pack"]

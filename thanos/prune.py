@@ -15,11 +15,11 @@ import torch
 from click.core import ParameterSource
 from rich.console import Console
 
-from thanos.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
+from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
 from thanos.engine.layer import check_options
 from thanos.engine.methods import METHODS
 from thanos.pattern import Pattern, parse_pattern
-from thanos.quiet import silence_libraries
+from thanos.commands.quiet import silence_libraries
 
 
 def _regex(text: str) -> str:
@@ -130,7 +130,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     from thanos.text.samples import load_samples
     from thanos.walk.model import prune_model
     from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
-    from thanos.progress import display
+    from thanos.commands.display import display
     from thanos.report.record import print_summary
 
     check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)

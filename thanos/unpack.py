@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from thanos.cli import Command, start
+from thanos.commands.cli import Command, start
 from thanos.compact.checkpoint import unpack
 
 __all__ = ["unpack"]
