@@ -21,10 +21,10 @@ from rich.table import Column, Table
 
 from benchmarks.smollm2 import NAME, fast_dtype, load_smollm2
 from thanos import load, pack, prune_model
-from thanos.text.samples import load_samples
-from thanos.checkpoint.reading import DTYPES, save_model
-from thanos.evaluate import load_tokens, perplexity
+from thanos.checkpoint import DTYPES, save_model
 from thanos.engine.methods import METHODS, method_named
+from thanos.evaluate import load_tokens, perplexity
+from thanos.text import load_samples
 
 PROMPT = "The capital of France is Paris. The capital of Germany is"
 

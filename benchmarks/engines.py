@@ -24,10 +24,10 @@ from torch import Tensor
 
 from benchmarks.memory import peak_bytes, resident_bytes
 from thanos import prune_model
-from thanos.walk.decoder import find_decoder
-from thanos.checkpoint.reading import load_config, load_model, load_tokenizer, save_model
-from thanos.evaluate import perplexity
+from thanos.checkpoint import load_config, load_model, load_tokenizer, save_model
 from thanos.commands.quiet import silence_libraries
+from thanos.evaluate import perplexity
+from thanos.walk.decoder import find_decoder
 
 BLOCK_SIZE = 128  # of SparseGPT, in every engine
 DAMPING = 0.01

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from thanos.checkpoint.reading import load_model, load_tokenizer
+from thanos.checkpoint import load_model, load_tokenizer
 from thanos.commands.quiet import silence_libraries
 
 NAME = "SmolLM2-135M-Instruct"

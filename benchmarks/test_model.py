@@ -28,10 +28,10 @@ from benchmarks import peers
 from benchmarks.engines import BLOCK_SIZE, DAMPING, Job, Outcome, run, save_warm_model
 from benchmarks.smollm2 import NAME, fast_dtype, load_smollm2
 from thanos.bench_inference import random_tinyllama
-from thanos.text.samples import load_samples
-from thanos.checkpoint.reading import save_model
+from thanos.checkpoint import save_model
 from thanos.evaluate import load_tokens
 from thanos.pattern import parse_pattern
+from thanos.text import load_samples
 
 SAMPLES = int(os.environ.get("THANOS_BENCH_SAMPLES", "32"))
 LENGTH = int(os.environ.get("THANOS_BENCH_LENGTH", "512"))

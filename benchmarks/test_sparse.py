@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+from thanos.compact import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
 from thanos.compact.base import SparseLinear
 from thanos_kernels import native, pack_24, select_n_of_m
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import engines, memory, peers
-from thanos.checkpoint.reading import load_model, save_model
+from thanos.checkpoint import load_model, save_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,7 +9,7 @@ from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, pa
 
 if TYPE_CHECKING:
     from thanos import pack, unpack
-    from thanos.compact.checkpoint import load
+    from thanos.compact import load
     from thanos.walk.model import prune_model
 
 __all__ = [
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     if name in ("pack", "unpack"):
         return import_module(f"thanos.{name}")  # modules that can be called
     if name == "load":
-        return import_module("thanos.compact.checkpoint.checkpoint").load
+        return import_module("thanos.compact.checkpoint").load
     if name == "prune_model":
         return import_module("thanos.walk.model").prune_model
     raise AttributeError(f"module 'thanos' has no attribute {name!r}")

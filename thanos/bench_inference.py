@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from thanos import compact
-from thanos.checkpoint.reading import load_model
+from thanos.checkpoint import load_model
 from thanos.commands.cli import Command, start
-from thanos.compact.format import MANIFEST
 from thanos.commands.quiet import silence_libraries
+from thanos.compact import MANIFEST
 from thanos_kernels import select_n_of_m
 
 _RANDOM = "random:tinyllama-1.1b"

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
-from thanos.scoring.perplexity import check_windows, load_tokens, perplexity, window_length
 from thanos.commands.quiet import silence_libraries
+from thanos.scoring.perplexity import check_windows, load_tokens, perplexity, window_length
 from thanos.scoring.zeroshot import TASKS, LoadedTasks, ZeroShot, load_tasks, zero_shot
 
 __all__ = ["load_tokens", "main", "perplexity"]
@@ -146,8 +146,8 @@ def _run(run: _Run, console: Console) -> None:
     """Check, read, score and write; what is cheap to refuse comes first."""
     silence_libraries()
     from thanos import checkpoint
-    from thanos.text.samples import load_text, tokenize
     from thanos.commands.display import display
+    from thanos.text import load_text, tokenize
 
     texts = tuple(dict.fromkeys(name for name in run.perplexity if name != _NONE))
     if not texts and not run.tasks:
@@ -195,7 +195,7 @@ def _run(run: _Run, console: Console) -> None:
 def _load(model: str, dtype: torch.dtype | None, device: torch.device, config: Any) -> Any:
     """The model, compact or ordinary, on the device."""
     from thanos import checkpoint, compact
-    from thanos.compact.format import MANIFEST
+    from thanos.compact import MANIFEST
 
     if (Path(model) / MANIFEST).is_file():
         loaded = compact.load(model)
@@ -232,7 +232,7 @@ def _record(
     run: _Run, device: str, dtype: str, loaded: LoadedTasks, scores: list[_TextScore], answers: ZeroShot | None
 ) -> dict[str, Any]:
     """What the output file holds."""
-    from thanos.report.record import versions
+    from thanos.report import versions
 
     texts = {one.source: {key: value for key, value in vars(one).items() if key != "source"} for one in scores}
     settings = {
@@ -262,7 +262,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 def _write(path: Path, record: dict[str, Any], overwrite: bool) -> None:
     """Write JSON, all of it or nothing."""
-    from thanos.report.record import json_numbers
+    from thanos.report import json_numbers
 
     text = json.dumps(json_numbers(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     _check_output(path, overwrite)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from thanos.commands.cli import Command, start
-from thanos.compact.checkpoint import Packed, pack
+from thanos.compact import Packed, pack
 
 __all__ = ["Packed", "pack"]
 

@@ -16,10 +16,10 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
+from thanos.commands.quiet import silence_libraries
 from thanos.engine.layer import check_options
 from thanos.engine.methods import METHODS
 from thanos.pattern import Pattern, parse_pattern
-from thanos.commands.quiet import silence_libraries
 
 
 def _regex(text: str) -> str:
@@ -127,11 +127,11 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     """Check, read, prune and write; what is cheap to refuse comes first."""
     silence_libraries()
     from thanos import checkpoint
-    from thanos.text.samples import load_samples
-    from thanos.walk.model import prune_model
-    from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
     from thanos.commands.display import display
-    from thanos.report.record import print_summary
+    from thanos.report.terminal import print_summary
+    from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
+    from thanos.text import load_samples
+    from thanos.walk.model import prune_model
 
     check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)
     checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from thanos.commands.cli import Command, start
-from thanos.compact.checkpoint import unpack
+from thanos.compact import unpack
 
 __all__ = ["unpack"]
 

@@ -14,7 +14,7 @@ from benchmarks.experiments.grid import EXPERIMENTS
 from benchmarks.experiments.runner import WINDOW, Settings, start_worker, work
 from benchmarks.experiments.store import Store
 from benchmarks.smollm2 import fast_dtype, model_file
-from thanos.checkpoint.reading import DTYPES
+from thanos.checkpoint import DTYPES
 from thanos.scoring.zeroshot import load_tasks
 
 _ROOT = Path(__file__).parents[2]

@@ -15,11 +15,11 @@ from benchmarks.experiments.grid import Run
 from benchmarks.experiments.rows import outlier_layers
 from benchmarks.smollm2 import NAME, load_smollm2
 from thanos import prune_model
-from thanos.text.samples import load_samples
-from thanos.checkpoint.reading import DTYPES
+from thanos.checkpoint import DTYPES
 from thanos.doctor import machine
 from thanos.evaluate import load_tokens, perplexity
-from thanos.report.record import versions
+from thanos.report import versions
+from thanos.text import load_samples
 
 WINDOW = 1024
 

@@ -80,7 +80,7 @@ def test_table_and_file_hold_what_the_functions_return(
 
 
 def test_a_compact_checkpoint_is_evaluated_as_it_is(model_folder: Path, text: Path, tmp_path: Path) -> None:
-    from thanos.compact.checkpoint import pack
+    from thanos.compact import pack
     from thanos_kernels import select_n_of_m
 
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)

@@ -1,1 +1,16 @@
 """Model directories: how they are read, and how they are written whole or not at all."""
+
+from thanos.checkpoint.reading import DTYPES, is_gguf, load_config, load_model, load_tokenizer, max_length
+from thanos.checkpoint.writing import check_target, save_model, staged
+
+__all__ = [
+    "DTYPES",
+    "check_target",
+    "is_gguf",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "max_length",
+    "save_model",
+    "staged",
+]

@@ -98,7 +98,7 @@ def default_device(chosen: torch.device | None) -> torch.device:
 
 def source(name: str) -> str:
     """The name of a text, which must be known or a file."""
-    from thanos.text.samples import check_source
+    from thanos.text import check_source
 
     check_source(name)
     return name

@@ -1,1 +1,18 @@
 """Pruned layers that stay compressed: in memory, and on disk."""
+
+from thanos.compact.checkpoint import Packed, load, pack, unpack
+from thanos.compact.format import MANIFEST, FormatError, read_manifest
+from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+
+__all__ = [
+    "MANIFEST",
+    "BitmaskLinear",
+    "ColumnPrunedLinear",
+    "FormatError",
+    "Packed",
+    "Sparse24Linear",
+    "load",
+    "pack",
+    "read_manifest",
+    "unpack",
+]

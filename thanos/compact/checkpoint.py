@@ -20,7 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from thanos.checkpoint.reading import check_target, load_config, staged
+from thanos.checkpoint import check_target, load_config, staged
+from thanos.compact.base import SparseLinear
 from thanos.compact.format import (
     DTYPES,
     MANIFEST,
@@ -34,7 +35,6 @@ from thanos.compact.format import (
     read_manifest,
 )
 from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear, columns_removed, rows_not_24
-from thanos.compact.base import SparseLinear
 from thanos_kernels.sparse import WORD
 
 _CLASSES: dict[str, type[SparseLinear]] = {

@@ -20,8 +20,8 @@ import thanos_kernels as kernels
 from thanos.engine.columns import ROWS_AT_ONCE, columns_to_remove, remove_columns_jointly, row_parts, squared
 from thanos.engine.factor import Factor
 from thanos.engine.methods import Block, Job, check_metric, method_named
-from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
 from thanos.engine.timing import StepTimer
+from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
 
 _NOT_FINITE = "the weight or the Hessian holds NaN or infinity"
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import thanos_kernels as kernels
 from thanos.engine.factor import Factor
-from thanos.pattern import Pattern, SemiStructured, Unstructured
 from thanos.engine.timing import StepTimer
+from thanos.pattern import Pattern, SemiStructured, Unstructured
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from lm_eval.api.model import TemplateLM
 from torch import Tensor, nn
 
-from thanos.walk.decoder import run_model
-from thanos.checkpoint.reading import max_length
+from thanos.checkpoint import max_length
+from thanos.walk.replay import run_model
 
 _TOKENS = {"cpu": 2048, "cuda": 16384}  # of a batch, padding included
 _LOGITS = 1 << 26  # computed in a batch

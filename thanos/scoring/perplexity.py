@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thanos.walk.decoder import run_model
-from thanos.text.samples import Text, load_text, tokenize
-from thanos.checkpoint.reading import max_length
+from thanos.checkpoint import max_length
+from thanos.text import Text, load_text, tokenize
+from thanos.walk.replay import run_model
 
 _DEFAULT_LENGTH = 2048
 _BATCH_TOKENS = 2048  # in the windows scored together

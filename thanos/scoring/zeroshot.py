@@ -91,8 +91,8 @@ def load_tasks(tasks: Sequence[str] = TASKS, data: str | Path | None = None) -> 
 
     Args:
         tasks: of :data:`TASKS`. Where all of them are asked for, those without a file are left out.
-        data: a directory of JSONL files (see :func:`thanos.scoring.task_files.find_file` for their names) in the columns of the
-            datasets on the hub; None reads those.
+        data: a directory of JSONL files in the columns of the datasets on the hub, named as
+            :func:`thanos.scoring.task_files.find_file` finds them; None reads the hub.
 
     Raises:
         ValueError: lm-eval is not installed; a task is unknown, has no file, or a damaged one; the hub cannot be read.

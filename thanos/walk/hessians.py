@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import thanos_kernels as kernels
-from thanos.walk.decoder import Layer
 from thanos.engine.factor import Factor
+from thanos.walk.decoder import Layer
 
 
 class InputHessian:

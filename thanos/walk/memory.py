@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from thanos.walk.decoder import Call
+from thanos.walk.replay import Call
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names of glibc's mallopt(3)
 _TRIM_THRESHOLD, _MMAP_MAX = 128 * 1024, 65536  # its defaults

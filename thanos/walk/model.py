@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import thanos_kernels as kernels
-from thanos.walk.decoder import Decoder, Layer, find_decoder
-from thanos.checkpoint.reading import max_length
-from thanos.walk.clock import Clock
-from thanos.walk.hessians import Collector, InputHessian
+from thanos.checkpoint import max_length
 from thanos.engine.layer import PrunedWeight, check_options, check_pattern, prune_weight
-from thanos.walk.memory import freed_memory_kept
 from thanos.pattern import Pattern, parse_pattern
+from thanos.report import LayerReport, ModelReport
+from thanos.walk.clock import Clock
+from thanos.walk.decoder import Decoder, Layer, find_decoder
+from thanos.walk.hessians import Collector, InputHessian
+from thanos.walk.memory import freed_memory_kept
 from thanos.walk.plan import Batch, Plan, make_plan
-from thanos.report.record import LayerReport, ModelReport
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thanos.walk.decoder import Call, Capture, Decoder
-from thanos.checkpoint.reading import BlockStore, MemoryStore
 from thanos.walk.clock import Clock
+from thanos.walk.decoder import Decoder
 from thanos.walk.memory import available_memory, bytes_per_sample
+from thanos.walk.replay import Call, Capture
+from thanos.walk.store import BlockStore, MemoryStore
 
 _BATCH_TOKENS = 4096  # in a batch of the two-pass walk
 _MEMORY_SHARE = 0.5  # of what is free goes to activations

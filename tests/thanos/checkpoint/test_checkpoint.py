@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from thanos.checkpoint.reading import check_target, load_config, load_model, load_tokenizer, max_length, staged
+from thanos.checkpoint import check_target, load_config, load_model, load_tokenizer, max_length, staged
 
 
 def test_target_appears_at_the_end_with_everything(tmp_path: Path) -> None:

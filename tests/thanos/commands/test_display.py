@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from thanos import progress
+from thanos.commands import display as progress
 
 
 def said(monkeypatch: pytest.MonkeyPatch, seconds: list[float], calls: list[tuple[int, int]]) -> list[str]:

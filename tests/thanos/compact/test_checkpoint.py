@@ -10,9 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from thanos import compact
-from thanos.compact.format import FormatError, read_manifest
-from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+from thanos.compact import BitmaskLinear, ColumnPrunedLinear, FormatError, Sparse24Linear, read_manifest
+from thanos.compact import checkpoint as compact
 
 transformers = pytest.importorskip("transformers")
 

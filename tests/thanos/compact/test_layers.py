@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+from thanos.compact import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
 from thanos.compact.base import SparseLinear
 from thanos_kernels import native
 from thanos_kernels import sparse as kernels

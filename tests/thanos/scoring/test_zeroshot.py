@@ -183,7 +183,7 @@ def test_normalised_accuracy_is_given_where_lm_eval_has_it(
 def test_a_compact_model_scores_as_its_dense_twin(
     tiny_model: Callable[..., Any], tiny_tokenizer: Any, folder: Path, tmp_path: Path
 ) -> None:
-    from thanos.compact.checkpoint import load, pack
+    from thanos.compact import load, pack
     from thanos_kernels import select_n_of_m
 
     model = tiny_model("llama", hidden_size=64, intermediate_size=128)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thanos.text.samples import load_samples, load_text, tokenize
+from thanos.text import load_samples, load_text, tokenize
 
 
 class Words:
