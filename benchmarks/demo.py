@@ -22,8 +22,8 @@ from rich.table import Column, Table
 from benchmarks.smollm2 import NAME, fast_dtype, load_smollm2
 from thanos import load, pack, prune_model
 from thanos.checkpoint import DTYPES, save_model
-from thanos.engine.methods import METHODS, method_named
 from thanos.evaluate import load_tokens, perplexity
+from thanos.options import METHODS, Options
 from thanos.text import load_samples
 
 PROMPT = "The capital of France is Paris. The capital of Germany is"
@@ -42,7 +42,7 @@ def main() -> None:
     methods = [chosen] if chosen else ["magnitude", "wanda", "sparsegpt", "thanos"]
     try:
         for method in methods:
-            method_named(method)
+            Options.of(pattern, method=method)
     except ValueError as error:
         sys.exit(str(error))
     console = Console(highlight=False)

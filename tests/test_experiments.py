@@ -11,8 +11,7 @@ import pytest
 from benchmarks.experiments import grid
 from benchmarks.experiments.grid import EXPERIMENTS, Run
 from benchmarks.experiments.store import Store
-from thanos.engine.layer import check_options, check_pattern
-from thanos.pattern import parse_pattern
+from thanos import Options
 
 SETTINGS = {"dtype": "float32", "window": 1024}
 
@@ -31,10 +30,10 @@ def test_every_run_is_possible_and_stands_once(name: str) -> None:
     assert len(set(runs)) == len(runs)
     for run in runs:
         if run.method != "dense":
-            pattern = parse_pattern(str(run.pattern))
-            check_options(pattern, run.method, run.block_size, run.alpha, 0.01, run.metric)
+            chosen = {"method": run.method, "block_size": run.block_size, "metric": run.metric}
+            options = Options.of(str(run.pattern), **chosen, outlier_fraction=run.alpha)
             for rows, columns in ((576, 576), (192, 576), (1536, 576), (576, 1536)):
-                check_pattern(pattern, rows, columns, run.alpha)
+                options.check_layer(rows, columns)
 
 
 def test_a_rerun_does_only_what_is_missing(tmp_path: Path) -> None:

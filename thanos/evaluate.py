@@ -174,7 +174,9 @@ def _run(run: _Run, console: Console) -> None:
     scores = []
     for name, sha256, tokens in streams:
         with display(console) as shown:
-            value = perplexity(model, None, tokens, sequence_length=length, windows=run.windows, progress=shown.scored)
+            value = perplexity(
+                model, None, tokens, sequence_length=length, windows=run.windows, progress=shown.window_scored
+            )
         windows = min(len(tokens) // length, run.windows or len(tokens))
         scores.append(_TextScore(name, sha256, length, windows, value))
         say(f"perplexity on {name}: {value:.2f}")
@@ -182,7 +184,7 @@ def _run(run: _Run, console: Console) -> None:
     if loaded.tasks:
         with display(console) as shown:
             answers = zero_shot(
-                model, tokenizer, loaded, limit=run.limit, batch_size=run.batch_size, progress=shown.answered
+                model, tokenizer, loaded, limit=run.limit, batch_size=run.batch_size, progress=shown.documents_scored
             )
     for table in _tables(scores, answers):
         console.print(table)

@@ -35,7 +35,8 @@ def _shares(layer: Layer, collector: Collector, pattern: str, alpha: float) -> d
     inputs = collector.take(layer.name)
     assert inputs is not None, f"no token reached {layer.name}"
     weight = layer.weight.float()
-    pruned = prune_weight(weight, inputs.factor(0.01, "auto"), pattern)
+    assert inputs.hessian is not None
+    pruned = prune_weight(weight, inputs.hessian, pattern)
     energy = kernels.row_energy(weight, inputs.hessian).double()
     loss = kernels.row_energy(pruned.weight - weight, inputs.hessian).double()
     outliers = energy.argsort(descending=True)[: math.ceil(alpha * len(energy))]

@@ -96,6 +96,25 @@ def default_device(chosen: torch.device | None) -> torch.device:
     return chosen or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def read_bytes(text: str) -> int:
+    """``"8GiB"``, ``"500MB"`` or ``"1000000"`` in bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise ValueError(f"{text!r} is no number of bytes, such as 8GiB, 500MB or 1000000")
+    size = int(float(found[1]) * _UNITS[found[2]])
+    if size < 1:
+        raise ValueError(f"memory limit must be at least 1 byte, not {text}")
+    return size
+
+
 def source(name: str) -> str:
     """The name of a text, which must be known or a file."""
     from thanos.text import check_source
@@ -108,4 +127,14 @@ DEVICE_OPTION = click.option(
     "--device",
     callback=parsed(usable_device),
     help="Where to work, such as cpu or cuda:0.  [default: cuda, if there is one]",
+)
+DTYPE_OPTION = click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the weights, the forwards and the saved model; auto is the checkpoint's own, float32 for GGUF files.",
+)
+WINDOWS_OPTION = click.option(
+    "--windows", type=click.IntRange(min=1), help="Take the first N windows of a text for perplexity only."
 )

@@ -21,7 +21,8 @@ class LayerReport:
     Attributes:
         name: full name in the model.
         shape: (c, b), out features x in features.
-        sparsity: share of its weights that were removed.
+        removed: how many of its weights were removed.
+        sparsity: the same as a share.
         loss: ``tr((W' - W) H (W' - W).T)``, the mean squared output error per token.
         relative_loss: ``loss`` over the mean squared output ``tr(W H W.T)``.
         damping: the damping used; more than was asked for where a factorisation failed.
@@ -32,6 +33,7 @@ class LayerReport:
 
     name: str
     shape: tuple[int, int]
+    removed: int
     sparsity: float
     loss: float
     relative_loss: float

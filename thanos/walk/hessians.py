@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import thanos_kernels as kernels
-from thanos.engine.factor import Factor
+from thanos.engine.timing import StepTimer
 from thanos.walk.decoder import Layer
 
 
@@ -24,40 +23,41 @@ class InputHessian:
         hessian: (b, b), float32, or float64 for float64 inputs.
         tokens: how many it was taken from.
         calls: how many tensors.
-        seconds: spent on the products.
     """
 
     def __init__(self, first: str) -> None:
         self.first = first
-        self.hessian = torch.empty(0)
+        self.hessian: Tensor | None = None
         self.tokens = 0
         self.calls = 0
-        self.seconds = 0.0
-        self._factor: Factor | None = None
+        self._timed: StepTimer | None = None
 
     def add(self, inputs: Tensor, backend: str) -> None:
         """Take in ``inputs`` (..., b), in any floating dtype."""
-        begin = time.perf_counter()
         inputs = inputs.detach().flatten(0, -2)
-        if self.calls == 0:
+        if self.hessian is None or self._timed is None:
             dtype = torch.promote_types(inputs.dtype, torch.float32)
             self.hessian = inputs.new_empty((inputs.shape[1], inputs.shape[1]), dtype=dtype)
+            self._timed = StepTimer(inputs.device)
         self.tokens += len(inputs)
         self.calls += 1
-        kernels.accumulate_hessian(self.hessian, inputs, len(inputs) / self.tokens, backend=backend)
-        self.seconds += time.perf_counter() - begin
+        with self._timed("hessian"):
+            kernels.accumulate_hessian(self.hessian, inputs, len(inputs) / self.tokens, backend=backend)
 
-    def factor(self, damping: float, backend: str) -> Factor:
-        """The factor that all layers with this input share; the Hessian is complete now.
+    def merge(self, other: InputHessian) -> None:
+        """Take in what ``other`` saw of the same input, such as the tokens of another process."""
+        if other.hessian is None:
+            return
+        if self.hessian is None:
+            self.hessian, self._timed = other.hessian.clone(), StepTimer(other.hessian.device)
+        else:
+            self.hessian.lerp_(other.hessian, other.tokens / (self.tokens + other.tokens))
+        self.tokens += other.tokens
+        self.calls += other.calls
 
-        Raises:
-            ValueError: the input held NaN or infinity.
-        """
-        if self._factor is None:
-            if not bool(self.hessian.diagonal().isfinite().all()):
-                raise ValueError("the activations that reach it hold NaN or infinity")
-            self._factor = Factor(self.hessian, damping, backend)
-        return self._factor
+    def seconds(self) -> float:
+        """Spent on the products; on a device, to be read after a wait for it."""
+        return self._timed.seconds().get("hessian", 0.0) if self._timed is not None else 0.0
 
 
 class Collector:

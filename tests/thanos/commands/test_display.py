@@ -15,7 +15,7 @@ def said(monkeypatch: pytest.MonkeyPatch, seconds: list[float], calls: list[tupl
     console = Console(record=True, width=200, force_terminal=False)
     with progress.display(console) as shown:
         for done, windows in calls:
-            shown.scored(done, windows)
+            shown.window_scored(done, windows)
     return console.export_text().splitlines()
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tests.conftest import FAMILIES
 from thanos import prune_model
 from thanos.walk.decoder import find_decoder
+from thanos.walk.events import Progress
 from thanos.walk.memory import PeakMemory
-from thanos.walk.model import Progress
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
