@@ -16,6 +16,7 @@ import torch
 
 import thanos_kernels as kernels
 from thanos.pattern import Pattern, SemiStructured, read_pattern
+from thanos_kernels.errors import first_line
 
 METHODS = ("thanos", "sparsegpt", "wanda", "magnitude")
 METRICS = ("wanda", "obs", "magnitude")
@@ -136,7 +137,7 @@ class WalkOptions(Options):
         try:
             torch.device(self.device or "cpu")
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{self.device!r} is no device: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"{self.device!r} is no device: {first_line(error)}") from None
 
     def record(self) -> dict[str, Any]:
         """All options but pattern and method as plain values, for a report."""

@@ -112,7 +112,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     """Prune the causal language model MODEL and save it in DIR.
 
     MODEL is a directory, a .gguf file, or a name on the Hugging Face hub. DIR can be loaded with from_pretrained; its
-    pruning.json tells what was done to each layer.
+    pruning.json says what was done to each layer.
 
     \b
     Examples:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from thanos_kernels import reference, triton
+from thanos_kernels.errors import first_line
 
 TOLERANCE = 1e-4  # of the largest value, in float32 against float64
 
@@ -33,9 +34,7 @@ def _failure(operation: str, device: str) -> str | None:
         if not error <= TOLERANCE:
             problem = f"it differs from the reference by {error:.1e}"
     except Exception as exception:  # whatever a compiler or driver raises, the reference still works
-        problem = (
-            f"it fails with {type(exception).__name__}: {str(exception).splitlines()[0] if str(exception) else ''}"
-        )
+        problem = f"it fails with {type(exception).__name__}: {first_line(exception)}"
     if problem is not None:
         problem = f"the Triton kernel of {operation} is not used on {device}: {problem}"
         warnings.warn(f"{problem}; the slower reference takes its place", RuntimeWarning, stacklevel=2)

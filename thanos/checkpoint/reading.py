@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from thanos_kernels.errors import first_line
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -89,23 +91,18 @@ def _read(model: str, reader: Any, **options: Any) -> Any:
     try:
         return reader(str(path) if "gguf_file" in options or path.is_dir() else model, **options)
     except ImportError as error:
-        raise ValueError(f"{model} needs a package that is not installed: {_first_sentence(error)}") from error
+        raise ValueError(f"{model} needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:  # the readers raise whatever their parsers raise
         here = "" if path.exists() else f"there is no directory {model} here, and "
-        raise ValueError(f"cannot read the model {model}: {here}{_first_sentence(error)}") from error
+        raise ValueError(f"cannot read the model {model}: {here}{first_line(error)}") from error
 
 
 def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or not model
 
 
-def _first_sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".:")
-
-
 def _dequantised() -> Any:
-    """Older versions of transformers unpack a GGUF file in any case; newer ones where they are told to."""
+    """Older versions of transformers unpack a GGUF file in any case; newer ones where they are asked to."""
     try:
         from transformers import GgufConfig
     except ImportError:

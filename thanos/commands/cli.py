@@ -10,6 +10,8 @@ from typing import Any
 import click
 import torch
 
+from thanos_kernels.errors import first_line
+
 TEXT = "c4|wikitext2|builtin|FILE"
 _INTERRUPTED = 130
 _DEBUG = "thanos.debug"
@@ -74,7 +76,7 @@ def parsed(parse: Any) -> Any:
                 return tuple(parse(one) for one in value)
             return value if value is None else parse(value)
         except (ValueError, RuntimeError, re.error) as error:
-            raise click.BadParameter(str(error).splitlines()[0]) from None
+            raise click.BadParameter(first_line(error)) from None
 
     return callback
 
@@ -87,7 +89,7 @@ def usable_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from None
     return device
 
 

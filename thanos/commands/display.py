@@ -104,8 +104,8 @@ class _Live:
     def _timed(self, work: str, unit: str, done: int, total: int) -> None:
         if work != self._work:
             self._work, self._begin = work, time.perf_counter()
-        gone = time.perf_counter() - self._begin
-        left = f"{duration(gone / done * (total - done))} left" if done else ""
+        passed = time.perf_counter() - self._begin
+        left = f"{duration(passed / done * (total - done))} left" if done else ""
         self._show(work, f"{unit} {done}/{total}", left, done, total)
 
     def _show(self, description: str, what: str, left: str, done: int, total: int) -> None:
@@ -137,9 +137,9 @@ class _Lines:
         if done <= self._scored:  # another text
             self._begin = self._said = now
         elif now - self._said >= _BETWEEN_LINES:
-            self._said, gone = now, now - self._begin
-            left = duration(gone / done * (windows - done))
-            line = f"perplexity: window {done}/{windows}; {duration(gone)} gone, {left} left"
+            self._said, passed = now, now - self._begin
+            left = duration(passed / done * (windows - done))
+            line = f"perplexity: window {done}/{windows}; {duration(passed)} passed, {left} left"
             self._console.print(line, highlight=False, soft_wrap=True)
         self._scored = done
 
@@ -157,7 +157,7 @@ class _Lines:
         self._worst, self._last = (-1.0, ""), None
         self._console.print(
             f"block {last.block + 1}/{last.blocks}: largest relative loss {loss:.1e} in {name}; "
-            f"{duration(last.seconds)} gone, {duration(_left(last) or 0)} left",
+            f"{duration(last.seconds)} passed, {duration(_left(last) or 0)} left",
             highlight=False,
             soft_wrap=True,
         )

@@ -32,7 +32,7 @@ class Factor:
         norms: (b,), the root mean square of each column's input, ``sqrt(H_jj)``.
         ridge: 0-d float64, what the damping adds to the diagonal.
         upper: U (b, b), upper triangular, ``inverse(Hd) = U.T @ U``; None where it was not asked for.
-        failed: 0-d, non-zero where the factorisation failed: only on a device, where nobody has waited to see.
+        failed: 0-d, non-zero where the factorisation failed: only on a device, which was not waited for.
     """
 
     hessian: Tensor
@@ -57,7 +57,7 @@ def factorise(hessian: Tensor, damping: float = 0.01, backend: str = "auto", *, 
         hessian: (b, b), ``mean(x x.T)`` over tokens, any floating type; used in float32, or float64 if it is that. It
             must not change while the factor is in use.
         damping: relative to the mean of the live diagonal. A factorisation that fails raises it tenfold, up to 1.0: at
-            once on the CPU; on a device by whoever reads ``failed``, with :func:`more_damped`.
+            once on the CPU; on a device where ``failed`` is read, by :func:`more_damped`.
         backend: of :func:`thanos_kernels.inverse_factor`.
         inverse: whether U is wanted.
 

@@ -80,7 +80,7 @@ def _remove(
 
 
 def _zero(weights: Tensor, mask: Tensor) -> None:
-    """Exact zeros at the mask. Adding turns -0 into 0; filling by a mask takes thrice as long."""
+    """Exact zeros at the mask. Adding turns -0 into 0; filling by a mask takes three times as long."""
     weights.mul_(mask.logical_not()).add_(0)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+
+from thanos.linear import is_linear, weight_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Layer:
 
     Attributes:
         name: its full name in the model.
-        module: ``nn.Linear``, or transformers' ``Conv1D``, which keeps its weight transposed.
+        module: ``nn.Linear``, or Transformers' ``Conv1D``.
     """
 
     name: str
@@ -27,9 +28,7 @@ class Layer:
     @property
     def weight(self) -> Tensor:
         """(c, b), out features x in features: a view of the parameter's memory."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach().T if isinstance(self.module, Conv1D) else weight.detach()
+        return weight_of(self.module)
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def _largest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
         nested = any(name.startswith(f"{outer}.") for _, outer, _ in found)
         if not isinstance(module, nn.ModuleList) or len(module) == 0 or nested:
             continue
-        if all(any(_is_linear(part) for part in block.modules()) for block in module):
+        if all(any(is_linear(part) for part in block.modules()) for block in module):
             found.append((sum(p.numel() for p in module.parameters()), name, list(module)))
     if not found:
         raise ValueError(f"{type(model).__name__} has no list of decoder blocks with linear layers to prune")
@@ -79,13 +78,9 @@ def _largest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
     return name, blocks
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
-
-
 def _linear_layers(prefix: str, block: nn.Module) -> Iterator[Layer]:
     for name, module in block.named_modules():
-        if _is_linear(module):
+        if is_linear(module):
             yield Layer(f"{prefix}.{name}" if name else prefix, module)
 
 

@@ -1,4 +1,4 @@
-"""The Hessians of a block's layers, collected while it runs: one for each distinct input, whoever receives it."""
+"""The Hessians of a block's layers, collected while it runs: one for each distinct input."""
 
 from __future__ import annotations
 
