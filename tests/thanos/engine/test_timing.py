@@ -1,4 +1,4 @@
-"""On a GPU the time is that of the work in the stream of the tensors' device, with no GPU here to show it: stand-ins."""
+"""On a GPU the time is that of the work in the stream of the tensors' device; stand-ins take the place of a GPU."""
 
 from __future__ import annotations
 
