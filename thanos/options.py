@@ -22,6 +22,9 @@ METHODS = ("thanos", "sparsegpt", "wanda", "magnitude")
 METRICS = ("wanda", "obs", "magnitude")
 """What Thanos may choose its mask by: |w| * norm of the input, the optimal brain surgeon's w^2 / [H^-1]_jj, or |w|."""
 
+EXPERTS = ("routed", "all")
+"""The calibration tokens that each expert of a mixture is pruned on."""
+
 Own = TypeVar("Own", bound="Options")
 
 
@@ -112,6 +115,8 @@ class WalkOptions(Options):
             block twice, in batches. None takes one pass where the activations of a block fit ``memory_limit``.
         batch_size: samples in a batch of the two-pass walk; None makes batches of about 4096 tokens.
         memory_limit: bytes for activations; None is half of what is free on the device.
+        experts: ``routed`` prunes each expert on the tokens routed to it, blended with those of all experts where they
+            are few; ``all`` on all tokens.
         device: where blocks are worked on, one at a time; None leaves each where it is.
     """
 
@@ -119,6 +124,7 @@ class WalkOptions(Options):
     passes: int | None = None
     batch_size: int | None = None
     memory_limit: int | None = None
+    experts: str = "routed"
     device: str | torch.device | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +134,7 @@ class WalkOptions(Options):
             raise ValueError(f"passes must be 1 or 2, not {self.passes}")
         _whole("batch size", self.batch_size)
         _whole("memory limit", self.memory_limit)
+        _choice("experts", self.experts, EXPERTS)
         if self.exclude is not None and not isinstance(self.exclude, str):
             raise TypeError(f"exclude must be a regular expression, not {type(self.exclude).__name__}")
         try:

@@ -25,7 +25,7 @@ from thanos.commands.cli import (
     start,
 )
 from thanos.commands.quiet import silence_libraries
-from thanos.options import METHODS, METRICS, WalkOptions
+from thanos.options import EXPERTS, METHODS, METRICS, WalkOptions
 from thanos.pattern import parse_pattern
 from thanos_kernels import BACKENDS
 
@@ -98,6 +98,12 @@ def _default(name: str) -> Any:
     metavar="BYTES",
     callback=parsed(read_bytes),
     help="For activations, such as 8GiB.  [default: half of what is free]",
+)
+@click.option(
+    "--experts",
+    default=_default("experts"),
+    type=click.Choice(EXPERTS),
+    help="Tokens that each expert of a mixture is pruned on: those routed to it, or all.",
 )
 @click.option("--seed", default=0, type=click.IntRange(0, 2**63 - 1), help="Of the choice of samples.")
 @DEVICE_OPTION

@@ -22,17 +22,14 @@ def outlier_layers(model: nn.Module, samples: Tensor, pattern: str, alpha: float
     layers = [layer for block in find_decoder(model).layers for layer in block]
     collector = Collector("auto")
 
-    def collect(layer: Layer, inputs: Tensor) -> None:
-        collector.add(layer, inputs)
-
-    with torch.no_grad(), collector.watching(layers, collect):
+    with torch.no_grad(), collector.watching(layers, collector.add):
         for batch in samples.split(8):
             model(batch, use_cache=False)
     return [_shares(layer, collector, pattern, alpha) for layer in layers]
 
 
 def _shares(layer: Layer, collector: Collector, pattern: str, alpha: float) -> dict[str, Any]:
-    inputs = collector.take(layer.name)
+    inputs = collector.take(layer)
     assert inputs is not None, f"no token reached {layer.name}"
     weight = layer.weight.float()
     assert inputs.hessian is not None

@@ -27,7 +27,9 @@ class LayerReport:
         relative_loss: ``loss`` over the mean squared output ``tr(W H W.T)``.
         damping: the damping used; more than was asked for where a factorisation failed.
         shared_with: the first layer that received the very same input, whose Hessian this one used; None if its own.
-        tokens: calibration tokens its Hessian was taken from.
+        tokens: calibration tokens its Hessian was taken from; those routed to it, for an expert.
+        pool_share: for an expert, the share that the tokens of all experts beside it have in its Hessian; 1 where no
+            token reached it.
         seconds: time per step: hessian, factor, select, solve, update, loss.
     """
 
@@ -41,6 +43,7 @@ class LayerReport:
     shared_with: str | None
     tokens: int
     seconds: dict[str, float]
+    pool_share: float = 0.0
 
 
 @dataclass(frozen=True)

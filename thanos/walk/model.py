@@ -22,6 +22,9 @@ from thanos.walk.memory import freed_memory_kept
 from thanos.walk.plan import make_plan, work_device
 from thanos.walk.walk import State, Walk
 
+_ROUTER = "it routes tokens to experts"
+_UNUSED = "no calibration token reached it, or its weight is used without calling it"
+
 
 def prune_model(
     model: nn.Module,
@@ -41,7 +44,7 @@ def prune_model(
         pattern: as for :func:`thanos.prune_weight`.
         progress: called before and after each layer is pruned.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
-            damping, metric, backend, exclude, passes, batch_size, memory_limit, device.
+            damping, metric, backend, exclude, passes, batch_size, memory_limit, experts, device.
 
     Raises:
         ValueError, TypeError: the model is of an unsupported kind, an option does not fit it (all layers are checked
@@ -123,18 +126,20 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
     """The record of the finished walk."""
     plan, options = walk.plan, walk.options
     layers = [layer for block in decoder.layers for layer in block]
+    routers = [layer for block in decoder.skipped for layer in block.values()]
     running = {layer.name for block in plan.decoder.layers for layer in block}
     removed = sum(report.removed for report in state.reports.values())
     return ModelReport(
         method=options.method,
         pattern=str(options.pattern),
         nominal_sparsity=options.pattern.sparsity,
-        effective_sparsity=removed / sum(layer.weight.numel() for layer in layers),
+        effective_sparsity=removed / sum(layer.weight.numel() for layer in layers + routers),
         options={**options.record(), "device": str(plan.device)},
         layers=list(state.reports.values()),
         excluded=[layer.name for layer in layers if layer.name not in walk.chosen],
-        dense={
-            layer.name: "no calibration token reached it" if layer.name in running else "its block does not run"
+        dense={name: _ROUTER for block in decoder.skipped for name in block}
+        | {
+            layer.name: _UNUSED if layer.name in running else "its block does not run"
             for layer in layers
             if layer.name in walk.chosen and layer.name not in state.reports
         },

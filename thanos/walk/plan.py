@@ -29,6 +29,7 @@ class Plan:
         calls: for each batch, how each block is called.
         passes: forwards per block.
         device: where blocks are worked on.
+        memory_limit: bytes for activations, and for the Hessians of experts.
     """
 
     store: BlockStore
@@ -36,6 +37,7 @@ class Plan:
     calls: list[list[Call]]
     passes: int
     device: torch.device
+    memory_limit: int
 
 
 def make_plan(
@@ -64,7 +66,7 @@ def make_plan(
             first, recorded = capture(part)
             hidden.append(first.to(device))
             calls.append(recorded)
-    return Plan(store, capture.decoder, calls, passes, device), hidden
+    return Plan(store, capture.decoder, calls, passes, device, limit), hidden
 
 
 def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:

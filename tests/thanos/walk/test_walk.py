@@ -76,7 +76,7 @@ def test_the_walk_waits_for_its_device_once_a_layer(
     options = WalkOptions.of("0.5", method=method, outlier_fraction=0.1, backend="triton", block_size=16)
     names = frozenset(layer.name for block in capture.decoder.layers for layer in block)
     device = torch.device("meta")
-    walk = Walk(Plan(store, capture.decoder, [calls], passes, device), options, names, Clock(device), None)
+    walk = Walk(Plan(store, capture.decoder, [calls], passes, device, 1 << 30), options, names, Clock(device), None)
     state = State([hidden.to("meta")])
     while state.block < len(store):
         walk.prune_block(state)
