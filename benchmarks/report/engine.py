@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from benchmarks.gpu import CASES
+from benchmarks.records import Row
+from benchmarks.report.groups import METHODS, pattern_name
 from benchmarks.report.markdown import NOTHING, folded, listing, number, percent, table
-from benchmarks.report.read import Results, Row
-from benchmarks.report.rows import METHODS, pattern_name
-from benchmarks.report.speed import records
+from benchmarks.report.speed import shape_of
 
 _SPLIT = ("input_output", "forward", "hessian", "prune", "other")
 _ENGINES = {"thanos": "this engine", "llmcompressor": "llm-compressor"}
 
 
-def operations(results: Results) -> list[str]:
-    found = records(results, "ops", "op")
+def operations(found: list[Row]) -> list[str]:
     header = ["operation", "backend", "dtype", "shape", "ms a call", "calls", "GE a layer", "rate", "share of the peak"]
     fast = table(header, [_operation(r) for r in found if r["backend"] != "reference"], left=4)
     slow = table(header, [_operation(r) for r in found if r["backend"] == "reference"], left=4)
@@ -29,16 +28,15 @@ def _operation(r: Row) -> list[object]:
     rates = [(r.get(key), unit) for key, unit in (("gflops", "GFLOP/s"), ("gbytes_per_second", "GB/s"))]
     rate = next((f"{number(value)} {unit}" for value, unit in rates if value is not None), NOTHING)
     peak = f"{percent(r['peak_share'])} of {r['peak']}" if r.get("peak_share") is not None else NOTHING
-    shape = f"{r['rows']} x {r['columns']}"
     ms = number(1000 * r["seconds"])
-    return [f"`{r['op']}`", r["backend"], r["dtype"], shape, ms, r.get("calls", 1), number(r["ge"]), rate, peak]
+    return [f"`{r['op']}`", r["backend"], r["dtype"], shape_of(r), ms, r.get("calls", 1), number(r["ge"]), rate, peak]
 
 
-def sparse_layers(results: Results) -> list[str]:
+def sparse_layers(found: list[Row]) -> list[str]:
     rows = [
-        [f"`{r['form']}`", r["dtype"], f"{r['rows']} x {r['columns']}", r["tokens"], number(1000 * r["seconds"]),
+        [f"`{r['form']}`", r["dtype"], shape_of(r), r["tokens"], number(1000 * r["seconds"]),
          number(1000 * r["dense_seconds"]), number(r["times_as_fast"]), number(r["at_least"]), number(r["bytes_share"])]
-        for r in records(results, "sparse", "sparse")
+        for r in found
     ]  # fmt: skip
     header = ["layer", "dtype", "shape", "tokens", "ms", "ms, dense", "times as fast", "to reach", "bytes / dense"]
     text = (
@@ -48,10 +46,9 @@ def sparse_layers(results: Results) -> list[str]:
     return [text, table(header, rows, left=3)]
 
 
-def models(results: Results) -> list[str]:
-    found = records(results, "model", "model")
+def models(found: list[Row]) -> list[str]:
     rows = [
-        [r["model"], _ENGINES.get(r["engine"], r["engine"]), METHODS[r["method"]], pattern_name(r["pattern"]),
+        [r["model"], _ENGINES.get(r["engine"], r["engine"]), *_pruned(r),
          number(r["total"]), *(number(r["split"].get(part)) for part in _SPLIT), number(r["peak_bytes"] / 2**20),
          number(r["perplexity"])]
         for r in found
@@ -96,26 +93,24 @@ def _settings(found: list[Row]) -> list[str]:
     return [folded("Settings", "\n".join(lines))]
 
 
-def gpu(results: Results) -> list[str]:
-    """One table a device, or an empty one."""
+def gpus(files: list[list[Row]]) -> list[str]:
+    """The tables of each device, or an empty one."""
     command = "`make bench-gpu`"
     header = ["method", "pattern", "shape", "ms", "GE"]
-    if not results.gpus:
+    if not files:
         rows = [[METHODS[method], pattern_name(pattern), *[NOTHING] * 3] for method, pattern in CASES]
         return [f"No GPU time has been measured yet; {command} fills this table.", table(header, rows, left=3)]
     texts = []
-    for report in results.gpus:
-        rows = [
-            [METHODS[r["method"]], pattern_name(r["pattern"]), f"{r['rows']} x {r['columns']}",
-             number(1000 * r["seconds"]), number(r["ge"])]
-            for r in report["layers"]
-        ]  # fmt: skip
-        texts += [f"{report['device']}, by {command}. Layers, float32:", table(header, rows, left=3)]
-        if report["models"]:
-            models = [
-                [METHODS[r["method"]], pattern_name(r["pattern"]), r["blocks"], number(r["seconds"])]
-                for r in report["models"]
-            ]
+    for found in files:
+        layers, models = ([r for r in found if r["kind"] == kind] for kind in ("layer", "model"))
+        rows = [[*_pruned(r), shape_of(r), number(1000 * r["seconds"]), number(r["ge"])] for r in layers]
+        texts += [f"{found[0]['machine']['gpu']}, by {command}. Layers, float32:", table(header, rows, left=3)]
+        if models:
             text = "Random models with the widths of LLaMA-3 8B, 32 samples of 2048 tokens, bfloat16:"
-            texts += [text, table(["method", "pattern", "blocks", "seconds"], models, left=2)]
+            rows = [[*_pruned(r), r["blocks"], number(r["seconds"])] for r in models]
+            texts += [text, table(["method", "pattern", "blocks", "seconds"], rows, left=2)]
     return texts
+
+
+def _pruned(r: Row) -> list[str]:
+    return [METHODS[r["method"]], pattern_name(r["pattern"])]
