@@ -103,6 +103,18 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
 
 
+@pytest.fixture(scope="session")
+def bos_tokenizer(tiny_tokenizer: Any) -> Any:
+    """The tiny tokenizer, which puts its ``<s>``, token 1, in front of a text."""
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
 @pytest.fixture
 def model_folder(tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> Path:
     """A saved tiny Llama with its tokenizer."""

@@ -64,6 +64,7 @@ def test_table_and_file_hold_what_the_functions_return(
         "sha256": hashlib.sha256(text.read_bytes()).hexdigest(),
         "sequence_length": 16,
         "windows": 4,
+        "bos": False,
     }
     answers = zero_shot(model, tokenizer, ["piqa", "arc_easy"], data=tasks, limit=5)
     assert record["results"]["zero_shot"] == answers.to_dict()
@@ -115,6 +116,23 @@ def test_several_texts_or_none(model_folder: Path, text: Path, tasks: Path, tmp_
     assert result.exit_code == 0, result.output
     assert "erplexity" not in result.output
     assert_refused(evaluate(model_folder, "--perplexity", "none", "--tasks", "none"), "there is nothing to evaluate")
+
+
+def test_sequences_start_as_the_tokenizer_starts_them(
+    model_folder: Path, text: Path, bos_tokenizer: Any, tmp_path: Path
+) -> None:
+    bos_tokenizer.save_pretrained(model_folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    options = [model_folder, "--perplexity", text, "--tasks", "none", "--sequence-length", 16]
+    for bos in ("auto", "no"):
+        output = tmp_path / f"{bos}.json"
+        result = evaluate(*options, "--bos", bos, "--output", output)
+        assert result.exit_code == 0, result.output
+        record = json.loads(output.read_text())["results"]["perplexity"][str(text)]
+        assert record["bos"] is (bos == "auto")
+        expected = perplexity(model, bos_tokenizer, text, sequence_length=16, bos=bos)
+        assert record["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert_refused(evaluate(*options, "--bos", "perhaps"), "'--bos'")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import torch
 
+from thanos.text.beginning import BOS
 from thanos_kernels.errors import first_line
 
 TEXT = "c4|wikitext2|builtin|FILE"
@@ -125,6 +126,13 @@ def source(name: str) -> str:
     return name
 
 
+BOS_OPTION = click.option(
+    "--bos",
+    default="auto",
+    show_default=True,
+    type=click.Choice(BOS),
+    help="Whether each sequence of text starts with a begin-of-sequence token; auto asks the tokenizer.",
+)
 DEVICE_OPTION = click.option(
     "--device",
     callback=parsed(usable_device),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,19 +47,22 @@ def check_source(source: str | Path) -> None:
         raise ValueError(f"{source} is not one of the kinds of text file that are read: {', '.join(_READERS)}")
 
 
-def load_text(source: str | Path, split: str) -> Text:
+def load_text(source: str | Path | Sequence[str], split: str) -> Text:
     """Read a text.
 
     Args:
-        source: as for :func:`load_samples`.
+        source: as for :func:`load_samples`; a list of documents is the same for both splits.
         split: ``train``, or ``test`` for what calibration does not see; a file is the same for both.
 
     Raises:
         ValueError: the source cannot be read or is empty.
     """
-    check_source(source)
+    if isinstance(source, str | Path):
+        check_source(source)
     name, digest = str(source), None
-    if name == "builtin":
+    if not isinstance(source, str | Path):
+        name, documents = "the list of documents", list(source)
+    elif name == "builtin":
         documents = _builtin(split)
     elif name in NAMES:
         documents = _from_hub(name, split)
