@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from thanos.commands.cli import BOS_OPTION, DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
+from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start, text_options
 from thanos.commands.quiet import silence_libraries
 from thanos.scoring.perplexity import load_tokens, perplexity, score_windows
 from thanos.scoring.windows import Windows, load_windows, window_length
@@ -57,6 +57,7 @@ class _Run:
     sequence_length: int | None
     windows: int | None
     bos: str
+    text_field: str | None
     tasks: tuple[str, ...]
     tasks_data: Path | None
     limit: int | None
@@ -92,7 +93,7 @@ class _TextScore:
     help="Tokens in a window of text.  [default: 2048, or what the model takes]",
 )
 @click.option("--windows", type=click.IntRange(min=1), help="Take the first N windows of each text only.")
-@BOS_OPTION
+@text_options
 @click.option(
     "--tasks",
     default="all",
@@ -160,7 +161,8 @@ def _run(run: _Run, console: Console) -> None:
     for name in loaded.left_out:
         say(f"{name}: no file in {run.tasks_data}, left out")
     tokenizer = checkpoint.load_tokenizer(run.model)
-    cut = [load_windows(name, tokenizer, length, windows=run.windows, bos=run.bos) for name in texts]
+    reading: Any = {"bos": run.bos, "text_field": run.text_field}
+    cut = [load_windows(name, tokenizer, length, windows=run.windows, **reading) for name in texts]
     say(f"reading the model {run.model}")
     device = default_device(run.device)
     model = _load(run.model, checkpoint.DTYPES.get(run.dtype), device, config)

@@ -13,7 +13,6 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from thanos.commands.cli import (
-    BOS_OPTION,
     DEVICE_OPTION,
     DTYPE_OPTION,
     TEXT,
@@ -24,6 +23,7 @@ from thanos.commands.cli import (
     read_bytes,
     source,
     start,
+    text_options,
 )
 from thanos.commands.quiet import silence_libraries
 from thanos.options import METHODS, METRICS, WalkOptions
@@ -41,6 +41,7 @@ class _Run:
     samples: int
     sequence_length: int
     bos: str
+    text_field: str | None
     seed: int
     dtype: str
     evaluate: str | None
@@ -87,7 +88,7 @@ def _default(name: str) -> Any:
     type=click.IntRange(min=2),
     help="Tokens in a sample; the default is lowered to what the model takes.",
 )
-@BOS_OPTION
+@text_options
 @click.option(
     "--passes",
     type=click.IntRange(1, 2),
@@ -155,8 +156,9 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     tokenizer = checkpoint.load_tokenizer(run.model)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(f"reading calibration text from {run.calibration}")
-    samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, bos=run.bos)
-    text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, bos=run.bos) if run.evaluate else None
+    reading: Any = {"bos": run.bos, "text_field": run.text_field}
+    samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, **reading)
+    text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     say(f"reading the model {run.model}")
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
     model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=config)

@@ -135,6 +135,18 @@ def test_sequences_start_as_the_tokenizer_starts_them(
     assert_refused(evaluate(*options, "--bos", "perhaps"), "'--bos'")
 
 
+def test_texts_are_taken_from_the_field_asked_for(model_folder: Path, text: Path, tmp_path: Path) -> None:
+    table = tmp_path / "text.csv"
+    table.write_text(f'id,body\n1,"{text.read_text()}"\n')
+    results = [
+        evaluate(model_folder, "--perplexity", path, "--tasks", "none", *field)
+        for path, field in ((text, []), (table, ["--text-field", "body"]))
+    ]
+    assert results[0].exit_code == 0, results[0].output
+    assert results[0].output.split("perplexity on ")[1].split(": ")[1].split()[0] in results[1].output
+    assert_refused(evaluate(model_folder, "--perplexity", table, "--tasks", "none"), "its columns are id, body")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -101,6 +101,29 @@ def test_sequences_start_as_the_tokenizer_starts_them(
     assert reports["auto"]["layers"][0]["loss"] != reports["no"]["layers"][0]["loss"]
 
 
+def test_texts_are_taken_from_the_field_asked_for(model_folder: Path, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(text.read_text().replace('"text"', '"body"'))
+    hashes = []
+    for path, field in ((text, []), (other, ["--text-field", "body"])):
+        arguments = [
+            "--output",
+            tmp_path / path.stem,
+            "--calibration",
+            path,
+            "--evaluate",
+            path,
+            "--samples",
+            2,
+            *field,
+        ]
+        result = prune(model_folder, *arguments, "--method", "magnitude")
+        assert result.exit_code == 0, result.output
+        hashes.append(json.loads((tmp_path / path.stem / "pruning.json").read_text())["perplexity"]["dense"])
+    assert hashes[0] == hashes[1]
+    refused(model_folder, "--output", tmp_path / "out", "--calibration", other, match="name one with --text-field")
+
+
 def test_the_same_seed_gives_the_same_model(model_folder: Path, text: Path, tmp_path: Path) -> None:
     hashes = []
     for name in ("one", "two"):

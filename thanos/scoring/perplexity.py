@@ -18,18 +18,20 @@ _BATCH_TOKENS = 2048  # in the windows scored together
 _ROWS = 512  # of logits turned into losses at a time: a large vocabulary's float32 copy stays small
 
 
-def load_tokens(source: str | Path | Sequence[str], tokenizer: Any, bos: str = "auto") -> Tensor:
+def load_tokens(
+    source: str | Path | Sequence[str], tokenizer: Any, bos: str = "auto", *, text_field: str | None = None
+) -> Tensor:
     """Token ids (T,), int64, of a text for evaluation: its documents joined by blank lines, tokenised once.
 
     They start with what stands in front of a text, where anything does.
 
     Args:
-        source, bos: as for :func:`thanos.scoring.windows.load_windows`.
+        source, bos, text_field: as for :func:`thanos.scoring.windows.load_windows`.
 
     Raises:
         ValueError: the source cannot be read or is empty.
     """
-    return tokenize(load_text(source, "test"), tokenizer, bos)
+    return tokenize(load_text(source, "test", text_field=text_field, tokenizer=tokenizer), tokenizer, bos)
 
 
 def perplexity(
@@ -40,6 +42,7 @@ def perplexity(
     sequence_length: int | None = None,
     windows: int | None = None,
     bos: str = "auto",
+    text_field: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """``exp`` of the mean loss per predicted token, over windows that do not overlap.
@@ -58,6 +61,7 @@ def perplexity(
         windows: take only the first so many.
         bos: whether windows start with the begin-of-sequence token, see :func:`thanos.text.beginning.beginning`.
             Without a tokenizer, ``auto`` is whether the ids start with the model's.
+        text_field: of the records of a file or data set, see :func:`thanos.text.load_samples`.
         progress: called with the windows done and their number.
 
     Raises:
@@ -69,7 +73,7 @@ def perplexity(
     if isinstance(source, Tensor):
         cut = cut_tokens(source, config, tokenizer, length, windows=windows, bos=bos)
     else:
-        cut = load_windows(source, tokenizer, length, windows=windows, bos=bos)
+        cut = load_windows(source, tokenizer, length, windows=windows, bos=bos, text_field=text_field)
     return score_windows(model, cut, progress=progress)
 
 

@@ -63,6 +63,7 @@ def load_windows(
     *,
     windows: int | None = None,
     bos: str = "auto",
+    text_field: str | None = None,
 ) -> Windows:
     """Read a text for evaluation and cut it: its documents joined by blank lines, tokenised once.
 
@@ -70,18 +71,19 @@ def load_windows(
     shorter rest at the end is dropped.
 
     Args:
-        source: ``wikitext2`` (its test split), ``c4`` (1100 documents of its validation split), ``builtin``, a .txt,
-            .jsonl or .parquet file, or a list of documents.
+        source: ``wikitext2`` (its test split), ``c4`` (1100 documents of its validation split), or another as for
+            :func:`thanos.text.load_samples`.
         tokenizer: a Hugging Face tokenizer.
         length: S, the tokens in a window.
         windows: take only the first so many.
         bos: see :func:`thanos.text.beginning.beginning`.
+        text_field: see :func:`thanos.text.load_samples`.
 
     Raises:
         ValueError: the source cannot be read or holds less than a window; a number or ``bos`` is out of its range.
     """
     begin = beginning(tokenizer, bos)
-    text = load_text(source, "test")
+    text = load_text(source, "test", text_field=text_field, tokenizer=tokenizer)
     cut = _cut(text_tokens(text, tokenizer, begin), begin, length, windows)
     return Windows(cut, len(begin.tokens), text.source, text.sha256)
 

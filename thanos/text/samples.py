@@ -54,6 +54,7 @@ def load_samples(
     seed: int = 0,
     *,
     bos: str = "auto",
+    text_field: str | None = None,
 ) -> Samples:
     """Draw calibration samples.
 
@@ -64,12 +65,15 @@ def load_samples(
     Where models are used to a begin-of-sequence token, each sample is that token and ``length`` - 1 tokens of text.
 
     Args:
-        source: ``c4``, ``wikitext2``, ``builtin``, a .txt, .jsonl or .parquet file (field ``text``), or a list of
-            documents.
+        source: ``c4``, ``wikitext2``, ``builtin``; a .txt, .jsonl, .json, .csv, .tsv or .parquet file, compressed or
+            not (.gz, .zst, .bz2, .xz); a directory of such files, or one that ``datasets`` saved; or a list of
+            documents. Chats are written by the tokenizer's chat template.
         tokenizer: a Hugging Face tokenizer.
         samples, length: N and S, the number of samples and the tokens in each.
         seed: of a generator of its own; global random state is neither used nor changed.
         bos: whether samples start with the begin-of-sequence token, see :func:`thanos.text.beginning.beginning`.
+        text_field: of the records of a file or data set; None takes ``text``, or else a chat in ``messages`` or
+            ``conversations``.
 
     Raises:
         ValueError: the source cannot be read, or does not hold ``samples`` x ``length`` tokens; ``bos`` is ``yes`` and
@@ -81,7 +85,7 @@ def load_samples(
     width = length - len(begin.tokens)
     if width < 1:
         raise ValueError(f"samples of {length} tokens have no room for text after what stands in front of it")
-    text = load_text(source, "train")
+    text = load_text(source, "train", text_field=text_field, tokenizer=tokenizer)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     windows = _from_long_documents(text, tokenizer, samples, width, begin, generator)
     if windows is None:

@@ -112,7 +112,8 @@ def test_too_little_text_says_how_much(tmp_path: Path) -> None:
         ("text.jsonl", b'{"text": 5}\n', "line 1, has no field 'text' that holds a string"),
         ("text.jsonl", b'{"text": "a"}\n\n{oops\n', "line 3, is not JSON"),
         ("text.parquet", b"no parquet", "not a Parquet file"),
-        ("text.csv", b"a,b", "not one of the kinds"),
+        ("text.csv", b"a,b", "no column 'text' of strings; its columns are a, b"),
+        ("text.pdf", b"a,b", "not one of the kinds"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, match: str) -> None:
