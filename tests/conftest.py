@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,19 @@ def bos_tokenizer(tiny_tokenizer: Any) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
+
+
+@pytest.fixture(params=["meta", "float64"])
+def other_default(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The body runs with another default device, or another default dtype."""
+    dtype = torch.get_default_dtype()
+    if request.param == "meta":
+        torch.set_default_device("meta")
+    else:
+        torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(dtype)
 
 
 @pytest.fixture

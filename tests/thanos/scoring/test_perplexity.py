@@ -113,3 +113,14 @@ def test_asking_for_a_token_that_nobody_names_is_refused(tiny_model: Callable[..
     model = tiny_model("llama", bos_token_id=None)
     with pytest.raises(ValueError, match="names no begin-of-sequence token"):
         perplexity(model, None, stream, sequence_length=16, bos="yes")
+
+
+def test_perplexity_does_not_depend_on_defaults(tiny_model: Callable[..., Any], bos_tokenizer: Any) -> None:
+    model = tiny_model("llama")
+    text = ["the quick brown fox jumps over the lazy dog " * 9]
+    expected = perplexity(model, bos_tokenizer, text, sequence_length=16)
+    torch.set_default_device("meta")
+    try:
+        assert perplexity(model, bos_tokenizer, text, sequence_length=16) == expected
+    finally:
+        torch.set_default_device(None)
