@@ -16,7 +16,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start, text_options
+from thanos.commands.cli import (
+    DEVICE_OPTION,
+    TEXT,
+    WINDOWS_OPTION,
+    Command,
+    default_device,
+    parsed,
+    source,
+    start,
+    text_options,
+)
 from thanos.commands.quiet import silence_libraries
 from thanos.scoring.perplexity import load_tokens, perplexity, score_windows
 from thanos.scoring.windows import Windows, load_windows, window_length
@@ -92,7 +102,7 @@ class _TextScore:
     type=click.IntRange(min=2),
     help="Tokens in a window of text.  [default: 2048, or what the model takes]",
 )
-@click.option("--windows", type=click.IntRange(min=1), help="Take the first N windows of each text only.")
+@WINDOWS_OPTION
 @text_options
 @click.option(
     "--tasks",

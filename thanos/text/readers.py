@@ -45,9 +45,13 @@ def check_source(source: str | Path) -> None:
     if str(source) in NAMES:
         return
     neither = f"{source} is neither one of {', '.join(NAMES)} nor a file"
-    if path.is_dir():
-        if not any(path.iterdir()):
+    try:
+        is_directory = path.is_dir()
+        if is_directory and not any(path.iterdir()):
             raise ValueError(f"{neither}, and as a directory it is empty")
+    except OSError as error:
+        raise ValueError(f"cannot read {source}: {error}") from error
+    if is_directory:
         return
     if not path.is_file():
         raise ValueError(f"{neither} or a directory")

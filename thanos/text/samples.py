@@ -133,7 +133,7 @@ def with_beginning(windows: Tensor, begin: Beginning) -> Tensor:
     """Windows of text (N, W), int64, each after what stands in front of it: (N, tokens in front + W)."""
     if not begin.tokens:
         return windows
-    front = _tensor(begin.tokens).expand(len(windows), -1)
+    front = windows.new_tensor(begin.tokens).expand(len(windows), -1)
     return torch.cat((front, windows), dim=1)
 
 
