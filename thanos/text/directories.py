@@ -9,6 +9,7 @@ from typing import Any
 
 from thanos.text.fields import Fields
 from thanos.text.files import column, is_readable, kinds, read_documents, rows
+from thanos_kernels.errors import first_line
 
 _SAVED = ("dataset_dict.json", "state.json")  # in what datasets' save_to_disk writes
 _SPLITS = {"train": ("train", "validation", "test"), "test": ("test", "validation", "train")}  # whichever is there
@@ -49,7 +50,7 @@ def _saved(path: Path, split: str, fields: Fields) -> list[str]:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever a damaged data set makes it raise
-        raise ValueError(f"cannot read the data set saved in {path}: {_first_line(error)}") from error
+        raise ValueError(f"cannot read the data set saved in {path}: {first_line(error)}") from error
     data = _of_split(loaded, split) if isinstance(loaded, Mapping) else loaded
     name = column(str(path), data.column_names, fields)
     return list(fields.documents(str(path), rows(name, (row[name] for row in data.select_columns([name])))))
@@ -61,7 +62,7 @@ def _files(path: Path, split: str) -> list[Path]:
     try:
         found = datasets.load_dataset_builder(str(path)).config.data_files
     except Exception as error:  # an empty directory, one of another kind of data, a damaged README
-        raise ValueError(f"the directory {path} holds no text that is read: {_first_line(error)}") from error
+        raise ValueError(f"the directory {path} holds no text that is read: {first_line(error)}") from error
     return [Path(file) for file in _of_split(found, split)]
 
 
@@ -69,7 +70,3 @@ def _of_split(splits: Mapping[str, Any], split: str) -> Any:
     """The split to take; any where they have other names."""
     by_name = {str(name): data for name, data in splits.items()}
     return next((by_name[name] for name in _SPLITS[split] if name in by_name), next(iter(by_name.values())))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,7 @@ from typing import Any
 
 from thanos.text.fields import Fields
 from thanos.text.json_lines import json_lines
+from thanos_kernels.errors import first_line
 
 _TEXT = ".txt"  # the whole of it is one document
 
@@ -130,7 +131,7 @@ def _parquet(path: Path, content: bytes, fields: Fields) -> Records:
         name = column(str(path), file.schema_arrow.names, fields)
         values = file.read(columns=[name]).column(name).to_pylist()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is not a Parquet file: {first_line(error)}") from None
     yield from rows(name, values)
 
 

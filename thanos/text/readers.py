@@ -11,6 +11,7 @@ from typing import Any
 from thanos.text.directories import from_directory, from_file
 from thanos.text.fields import Fields
 from thanos.text.files import is_readable, kinds
+from thanos_kernels.errors import first_line
 
 NAMES = ("c4", "wikitext2", "builtin")
 _C4_DOCUMENTS = {"train": 20_000, "validation": 1_100}  # the first ones of the split's first file
@@ -125,7 +126,7 @@ def _from_hub(name: str, split: str) -> list[str]:
         rows = datasets.load_dataset("allenai/c4", data_files=file[part], split="train", streaming=True)
         return [row["text"] for row in rows.take(_C4_DOCUMENTS[part])]
     except Exception as error:  # from the network, the hub or the cache
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"cannot read {name} from the Hugging Face hub ({reason}); pass a local file or 'builtin' instead"
+            f"cannot read {name} from the Hugging Face hub ({first_line(error)}); "
+            "pass a local file or 'builtin' instead"
         ) from error
