@@ -23,6 +23,7 @@ from thanos.commands.cli import (
     read_bytes,
     source,
     start,
+    text_options,
 )
 from thanos.commands.quiet import silence_libraries
 from thanos.options import EXPERTS, METHODS, METRICS, WalkOptions
@@ -39,6 +40,8 @@ class _Run:
     calibration: str
     samples: int
     sequence_length: int
+    bos: str
+    text_field: str | None
     seed: int
     dtype: str
     evaluate: str | None
@@ -85,6 +88,7 @@ def _default(name: str) -> Any:
     type=click.IntRange(min=2),
     help="Tokens in a sample; the default is lowered to what the model takes.",
 )
+@text_options
 @click.option(
     "--passes",
     type=click.IntRange(1, 2),
@@ -147,7 +151,8 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     from thanos import checkpoint
     from thanos.commands.display import display
     from thanos.report.terminal import print_summary
-    from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
+    from thanos.scoring.perplexity import score_windows
+    from thanos.scoring.windows import load_windows
     from thanos.text import load_samples
     from thanos.walk.model import prune_model
 
@@ -157,10 +162,9 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     tokenizer = checkpoint.load_tokenizer(run.model)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(f"reading calibration text from {run.calibration}")
-    samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed)
-    text = load_tokens(run.evaluate, tokenizer) if run.evaluate else None
-    if text is not None:
-        check_windows(text, length)
+    reading: Any = {"bos": run.bos, "text_field": run.text_field}
+    samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, **reading)
+    text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     say(f"reading the model {run.model}")
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
     model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=config)
@@ -172,12 +176,9 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
             return
         model.to(options.device)
         with display(console) as shown:
-            value = perplexity(
-                model, None, text, sequence_length=length, windows=run.windows, progress=shown.window_scored
-            )
+            value = score_windows(model, text, progress=shown.window_scored)
         say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-        windows = min(len(text) // length, run.windows or len(text))
-        scores.update({name: value, "source": run.evaluate, "sequence_length": length, "windows": windows})
+        scores.update({name: value, "source": run.evaluate, **text.record()})
 
     score("dense")
     with display(console) as shown:

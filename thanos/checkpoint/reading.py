@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,17 @@ import torch
 from thanos_kernels.errors import first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_LENGTHS = (  # what configurations call the tokens a model takes
+    "max_position_embeddings",
+    "max_seq_len",
+    "n_positions",
+    "max_sequence_length",
+    "max_target_positions",
+    "model_max_length",
+    "seq_length",
+    "n_ctx",
+)
 
 
 def load_config(model: str) -> Any:
@@ -72,8 +84,36 @@ def is_gguf(model: str) -> bool:
 
 def max_length(config: Any) -> int | None:
     """The longest sequence a model takes, in tokens; None where it has no limit."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
+    text = config.get_text_config()
+    length = next((value for name in _LENGTHS if (value := getattr(text, name, None)) is not None), None)
+    if not isinstance(length, int) or length < 1:
+        return None
+    return length - _reserved(config, length)
+
+
+def _reserved(config: Any, length: int) -> int:
+    """How many of the model's ``length`` positions no token can have.
+
+    Families like RoBERTa count positions from behind the padding token's, whose row is marked in the table of the
+    positions' embeddings. So the model is looked at: without weights, and with one block.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return 0
+    if any(getattr(text, name, None) is not None for name in ("rope_parameters", "rope_theta")):
+        return 0  # rotary positions have no table, and such models may be large
+    small = copy.deepcopy(config)
+    if hasattr(small, "num_hidden_layers"):
+        small.num_hidden_layers = 1
+    build: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        model = build(small)
+    tokens = model.get_input_embeddings()
+    tables = [table for table in model.modules() if isinstance(table, torch.nn.Embedding) and table is not tokens]
+    marks = [table.padding_idx for table in tables if table.num_embeddings == length]
+    return max((mark + 1 for mark in marks if mark is not None), default=0)
 
 
 def _read(model: str, reader: Any, **options: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 import click
 import torch
 
+from thanos.text.beginning import BOS
 from thanos_kernels.errors import first_line
 
-TEXT = "c4|wikitext2|builtin|FILE"
+TEXT = "c4|wikitext2|builtin|FILE|DIR"
 _INTERRUPTED = 130
 _DEBUG = "thanos.debug"
 
@@ -118,7 +119,7 @@ def read_bytes(text: str) -> int:
 
 
 def source(name: str) -> str:
-    """The name of a text, which must be known or a file."""
+    """The name of a text, which must be known, a file or a directory."""
     from thanos.text import check_source
 
     check_source(name)
@@ -140,3 +141,20 @@ DTYPE_OPTION = click.option(
 WINDOWS_OPTION = click.option(
     "--windows", type=click.IntRange(min=1), help="Take the first N windows of a text for perplexity only."
 )
+
+
+def text_options(command: Any) -> Any:
+    """The options that say how texts are read, ``--bos`` and ``--text-field``."""
+    bos = click.option(
+        "--bos",
+        default="auto",
+        show_default=True,
+        type=click.Choice(BOS),
+        help="Whether each sequence of text starts with a begin-of-sequence token; auto asks the tokenizer.",
+    )
+    text_field = click.option(
+        "--text-field",
+        metavar="NAME",
+        help="Field of a text's records that holds it.  [default: text, or else a chat in messages or conversations]",
+    )
+    return bos(text_field(command))
