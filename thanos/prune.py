@@ -46,6 +46,7 @@ class _Run:
     dtype: str
     evaluate: str | None
     windows: int | None
+    allow_missing: bool
     overwrite: bool
 
 
@@ -116,6 +117,9 @@ def _default(name: str) -> Any:
 @click.option("--exclude", metavar="REGEX", help="Leave layers with such names dense.")
 @click.option("--evaluate", metavar=TEXT, callback=parsed(source), help="Text for perplexity before and after.")
 @WINDOWS_OPTION
+@click.option(
+    "--allow-missing", is_flag=True, help="Take a checkpoint that lacks tensors, or holds some that its model does not."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
@@ -154,7 +158,7 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     from thanos.scoring.perplexity import score_windows
     from thanos.scoring.windows import load_windows
     from thanos.text import load_samples
-    from thanos.walk.model import prune_model
+    from thanos.walk.model import prune_model, pruned_parameters
 
     checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     config = checkpoint.load_config(run.model)
@@ -167,7 +171,10 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     say(f"reading the model {run.model}")
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
-    model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=config)
+    model = checkpoint.load_model(
+        run.model, checkpoint.DTYPES.get(run.dtype), config=config, allow_missing=run.allow_missing
+    )
+    source = checkpoint.source_folder(run.model)
 
     scores: dict[str, Any] = {}
 
@@ -192,7 +199,7 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
         perplexity=scores,
     )
     with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
-        checkpoint.save_model(model, tokenizer, folder)
+        checkpoint.save_pruned(model, tokenizer, source, pruned_parameters(model, report), folder)
         report.write(folder)
     print_summary(report, console)
     say(f"saved in {run.output}")

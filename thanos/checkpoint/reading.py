@@ -34,16 +34,25 @@ def load_config(model: str) -> Any:
         ValueError: there is no such model, it cannot be read, or it is no decoder-only causal language model.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = _read(model, AutoConfig.from_pretrained)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{model} is an encoder-decoder ({config.model_type}); only decoder-only models are pruned")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if auto_class(config) is None:
         raise ValueError(
             f"{model} is no causal language model that transformers knows (its type is {config.model_type})"
         )
     return config
+
+
+def auto_class(config: Any) -> Any:
+    """The class that reads the whole model: of a multimodal one its vision part too. None for another kind of model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    if type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM if type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
 def load_tokenizer(model: str) -> Any:
@@ -54,7 +63,12 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_model(
-    model: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None, *, config: Any = None
+    model: str,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    *,
+    config: Any = None,
+    allow_missing: bool = False,
 ) -> Any:
     """A causal language model in evaluation mode.
 
@@ -63,19 +77,49 @@ def load_model(
         dtype: of the weights; None keeps the checkpoint's own.
         device: None leaves it on the CPU.
         config: what :func:`load_config` returned for it, to save reading it again.
+        allow_missing: whether tensors that the checkpoint lacks may be random, and those that the model does not know
+            be left out.
 
     Raises:
-        ValueError: as :func:`load_config`.
+        ValueError: as :func:`load_config`, or tensors are missing, of another shape, or unknown to the model.
     """
-    from transformers import AutoModelForCausalLM
-
-    options = {"config": config or load_config(model), "dtype": dtype or "auto"}
+    config = config or load_config(model)
+    # Mismatches are taken in here, to be refused by name below.
+    options = {"config": config, "dtype": dtype or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
     if is_gguf(model):
         options["quantization_config"] = _dequantised()
-    loaded = _read(model, AutoModelForCausalLM.from_pretrained, **options)
+    loaded, found = _read(model, auto_class(config).from_pretrained, **options)
+    if not allow_missing:
+        _refuse_incomplete(model, loaded, found)
     if is_gguf(model):
         _forget_quantisation(loaded)
     return loaded.eval() if device is None else loaded.eval().to(device)
+
+
+def _refuse_incomplete(model: str, loaded: Any, found: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose tensors are not the model's, by name."""
+    mismatched = [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in found["mismatched_keys"]]
+    buffers = {name for name, _ in loaded.named_buffers()}
+    unknown = [name for name in found["unexpected_keys"] if not _is_buffer(name, buffers)]
+    for names, what in (
+        (sorted(found["missing_keys"]), "lacks"),
+        (sorted(mismatched), "holds in another shape"),
+        (sorted(unknown), "holds, but its model class does not know,"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(
+                f"the checkpoint {model} {what} the tensor {names[0]}{more}; mend it, or pass --allow-missing "
+                "(allow_missing=True) to use random weights for what is missing and leave out what is unknown"
+            )
+
+
+def _is_buffer(name: str, buffers: set[str]) -> bool:
+    """Whether a tensor is one that models compute themselves, such as rotary tables and masks in old checkpoints."""
+    leaf = name.rpartition(".")[2]
+    ends = {buffer.rpartition(".")[2] for buffer in buffers} | {"inv_freq", "masked_bias"}
+    masks = leaf == "bias" and name.endswith(("attn.bias", "attention.bias"))
+    return leaf in ends or masks
 
 
 def is_gguf(model: str) -> bool:

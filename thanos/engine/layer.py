@@ -34,6 +34,7 @@ class PrunedWeight:
         damping: the damping used; more than was asked for where a factorisation failed.
         seconds: time per step: factor, select, solve, update, loss.
         removed: how many weights the mask holds.
+        zeros: how many weights are zero, in the dtype given: those removed, and what was zero before or rounds to it.
         energy: ``tr(W H W.T)``, the mean squared output per token, where it was asked for.
     """
 
@@ -43,6 +44,7 @@ class PrunedWeight:
     damping: float
     seconds: dict[str, float]
     removed: int
+    zeros: int
     energy: float | None = None
 
 
@@ -129,9 +131,11 @@ def prune_layer(
                 total = kernels.row_energy(original, factor.hessian, backend=options.backend).double().sum()
         while True:
             attempt = _attempt(original, factor, options, timed)
+            pruned = attempt.weight.to(weight.dtype)
+            counts = attempt.mask.sum(), pruned.numel() - pruned.count_nonzero()
             # The layer's one wait for its device.
-            loss, removed, output, failed, *were_finite = read(
-                attempt.loss, attempt.mask.sum(), total, attempt.failed, *are_finite
+            loss, removed, zeros, output, failed, *were_finite = read(
+                attempt.loss, *counts, total, attempt.failed, *are_finite
             )
             _refuse_not_finite(*were_finite)
             if not failed:
@@ -139,12 +143,13 @@ def prune_layer(
             with timed("factor"):
                 factor = more_damped(factor, options.backend)
         return PrunedWeight(
-            attempt.weight.to(weight.dtype),
+            pruned,
             attempt.mask,
             max(0.0, loss),
             factor.damping if METHODS[options.method].compensates else 0.0,
             timed.seconds(),
             int(removed),
+            int(zeros),
             output if energy else None,
         )
 

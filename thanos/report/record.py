@@ -21,7 +21,7 @@ class LayerReport:
     Attributes:
         name: full name in the model.
         shape: (c, b), out features x in features.
-        removed: how many of its weights were removed.
+        zeros: how many of its weights are zero, counted: those removed and those that were zero before.
         sparsity: the same as a share.
         loss: ``tr((W' - W) H (W' - W).T)``, the mean squared output error per token.
         relative_loss: ``loss`` over the mean squared output ``tr(W H W.T)``.
@@ -35,7 +35,7 @@ class LayerReport:
 
     name: str
     shape: tuple[int, int]
-    removed: int
+    zeros: int
     sparsity: float
     loss: float
     relative_loss: float
@@ -53,7 +53,8 @@ class ModelReport:
     Attributes:
         method, pattern: what was asked for.
         nominal_sparsity: the pattern's.
-        effective_sparsity: removed weights over all weights of the blocks' linear layers, those left dense included.
+        effective_sparsity: zeros over all weights of the blocks (all parameters but vectors), counted in the pruned
+            model, those left dense included.
         options: every option of the run.
         layers: the pruned layers, in the order of pruning.
         excluded: layers left dense because they were excluded.

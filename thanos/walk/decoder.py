@@ -40,6 +40,11 @@ class Layer:
             return self.experts.weight(self.parameter, self.expert)
         return weight_of(self.module)
 
+    @property
+    def parameter_name(self) -> str:
+        """The full name of the parameter that holds it."""
+        return f"{self.name}.weight" if self.experts is None else self.experts.parameter_name(self.parameter)
+
 
 @dataclass(frozen=True)
 class Decoder:

@@ -65,6 +65,10 @@ class Experts(ABC):
         """The module whose parameters the names are."""
         return self.module
 
+    def parameter_name(self, parameter: str) -> str:
+        """A parameter's full name in the model."""
+        return f"{self.name}.{parameter}"
+
 
 class FusedExperts(Experts):
     """Transformers' ``@use_experts_implementation``: (E, c, b), or transposed (E, b, c); gates, biases and norms."""
@@ -101,6 +105,9 @@ class DbrxExperts(Experts):
 
     def holder(self) -> nn.Module:
         return self.module.mlp  # type: ignore[return-value]
+
+    def parameter_name(self, parameter: str) -> str:
+        return f"{self.name}.mlp.{parameter}"
 
     def weight(self, parameter: str, expert: int) -> Tensor:
         weight = getattr(self.module.mlp, parameter).detach().unflatten(0, (self.count, -1))[expert]

@@ -71,6 +71,13 @@ def prune_model(
     return _record(walk, state, decoder)
 
 
+def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
+    """Names of the parameters that a run changed."""
+    pruned = {layer.name for layer in report.layers}
+    layers = (layer for block in find_decoder(model).layers for layer in block)
+    return {layer.parameter_name for layer in layers if layer.name in pruned}
+
+
 def choose_layers(decoder: Decoder, options: WalkOptions) -> dict[str, Layer]:
     """The layers to prune by name; ValueError where ``exclude`` leaves none."""
     excluded = re.compile(options.exclude) if options.exclude else None
@@ -126,14 +133,12 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
     """The record of the finished walk."""
     plan, options = walk.plan, walk.options
     layers = [layer for block in decoder.layers for layer in block]
-    routers = [layer for block in decoder.skipped for layer in block.values()]
     running = {layer.name for block in plan.decoder.layers for layer in block}
-    removed = sum(report.removed for report in state.reports.values())
     return ModelReport(
         method=options.method,
         pattern=str(options.pattern),
         nominal_sparsity=options.pattern.sparsity,
-        effective_sparsity=removed / sum(layer.weight.numel() for layer in layers + routers),
+        effective_sparsity=_zeros(decoder, state),
         options={**options.record(), "device": str(plan.device)},
         layers=list(state.reports.values()),
         excluded=[layer.name for layer in layers if layer.name not in walk.chosen],
@@ -146,3 +151,26 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
         passes=plan.passes,
         seconds=walk.clock.stop(),
     )
+
+
+def _zeros(decoder: Decoder, state: State) -> float:
+    """The share of zeros in all weights of the blocks, counted; in pruned layers it is counted already."""
+    layers = [layer for block in decoder.layers for layer in block]
+    counted = {id(parameter) for block in decoder.blocks for parameter in block.parameters() if parameter.dim() < 2}
+    total = zeros = 0
+    for layer in layers:
+        report = state.reports.get(layer.name)
+        total += layer.weight.numel()
+        zeros += report.zeros if report else layer.weight.numel() - int(layer.weight.count_nonzero())
+        counted |= {id(parameter) for parameter in holder(layer).parameters(recurse=False)}
+    for block in decoder.blocks:
+        for parameter in block.parameters():
+            if id(parameter) not in counted:
+                counted.add(id(parameter))
+                total += parameter.numel()
+                zeros += parameter.numel() - int(parameter.count_nonzero())
+    return zeros / total
+
+
+def holder(layer: Layer) -> nn.Module:
+    return layer.module if layer.experts is None else layer.experts.holder()

@@ -184,8 +184,8 @@ def _report(layer: Layer, inputs: InputHessian, pool_share: float, pruned: Prune
     return LayerReport(
         name=layer.name,
         shape=(layer.weight.shape[0], layer.weight.shape[1]),
-        removed=pruned.removed,
-        sparsity=pruned.removed / layer.weight.numel(),
+        zeros=pruned.zeros,
+        sparsity=pruned.zeros / layer.weight.numel(),
         loss=pruned.loss,
         relative_loss=pruned.loss / energy if energy > 0 else 0.0,
         damping=pruned.damping,

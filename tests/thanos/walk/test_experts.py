@@ -61,7 +61,7 @@ def test_every_family_is_pruned_exactly_and_replayed_faithfully(
     assert len(layers) >= 8
     reported = {entry.name: entry for entry in report.layers}
     for name, layer in layers.items():
-        assert int((layer.weight == 0).sum()) == layer.weight.numel() // 2 == reported[name].removed
+        assert int((layer.weight == 0).sum()) == layer.weight.numel() // 2 == reported[name].zeros
         assert 0 <= reported[name].pool_share <= 1
         assert (reported[name].pool_share == 1) == (reported[name].tokens == 0)
     routers = [name for name, reason in report.dense.items() if "routes" in reason]
