@@ -48,7 +48,8 @@ def require(operation: str, *tensors: Tensor) -> None:
 
 
 def _rows(matrix: Tensor) -> Tensor:
-    """The matrix with contiguous rows, whatever lies between them."""
+    """The matrix with contiguous rows, whatever lies between them, and with its signs in memory."""
+    matrix = matrix.resolve_neg()
     return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
 
 
@@ -72,11 +73,11 @@ def row_solve(gram: Tensor, weights: Tensor, mask: Tensor, out: Tensor, info: Te
 
 def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: int) -> tuple[Tensor, Tensor]:
     """As ``reference.select_smallest``, in about one pass over the weights."""
-    weights, norms, count = _rows(weights), norms.contiguous(), int(count)
+    weights, norms, count = _rows(weights), norms.resolve_neg().contiguous(), int(count)
     if not 0 <= count <= weights.numel():
         raise ValueError(f"count must be from 0 to {weights.numel()}, not {count}")
-    mask = torch.empty((len(weights), width), dtype=torch.bool)
-    taken = torch.empty((), dtype=torch.int64)
+    mask = torch.empty((len(weights), width), dtype=torch.bool, device="cpu")
+    taken = torch.empty((), dtype=torch.int64, device="cpu")
     _C.select_smallest(
         weights.data_ptr(),
         weights.stride(0),
@@ -94,8 +95,8 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
 
 def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
     """As ``reference.select_per_row``, without a sort."""
-    weights, norms = _rows(weights), norms.contiguous()
-    mask = torch.empty(weights.shape, dtype=torch.bool)
+    weights, norms = _rows(weights), norms.resolve_neg().contiguous()
+    mask = torch.empty(weights.shape, dtype=torch.bool, device="cpu")
     if mask.numel():
         _C.select_per_row(
             weights.data_ptr(),
@@ -113,7 +114,7 @@ def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
 def select_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """As ``reference.select_n_of_m``, without a sort."""
     scores = _rows(scores)
-    mask = torch.empty(scores.shape, dtype=torch.bool)
+    mask = torch.empty(scores.shape, dtype=torch.bool, device="cpu")
     if mask.numel():
         rows, columns = scores.shape
         _C.select_n_of_m(
@@ -125,7 +126,7 @@ def select_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
 def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     """As ``reference.column_sweep``, rows in lanes."""
     factor, weights, mask = _rows(factor), _rows(weights), _rows(mask)
-    errors = torch.empty(weights.shape)
+    errors = torch.empty(weights.shape, dtype=torch.float32, device="cpu")
     if errors.numel():
         _C.column_sweep(
             factor.data_ptr(),
@@ -145,8 +146,8 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
 def column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
     """As ``reference.column_sweep_n_of_m``, rows in lanes."""
     factor, weights = _rows(factor), _rows(weights)
-    errors = torch.empty(weights.shape)
-    mask = torch.empty(weights.shape, dtype=torch.bool)
+    errors = torch.empty(weights.shape, dtype=torch.float32, device="cpu")
+    mask = torch.empty(weights.shape, dtype=torch.bool, device="cpu")
     if errors.numel():
         _C.column_sweep_n_of_m(
             factor.data_ptr(),
