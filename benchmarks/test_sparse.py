@@ -6,6 +6,7 @@ turns; figures are ratios of medians, which carry over between machines better t
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from thanos.compact import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
 from thanos.compact.base import SparseLinear
-from thanos_kernels import native, pack_24, select_n_of_m
+from thanos_kernels import native, pack_24, select_n_of_m, sparse
 
 ROWS, COLUMNS = 4096, 11008  # 90 MB in bfloat16: larger than the last-level cache
 
@@ -87,14 +88,21 @@ def test_speed_against_the_dense_layer(benchmark: Any, kind: type[SparseLinear],
 
 @pytest.mark.parametrize("kind", [Sparse24Linear, BitmaskLinear])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_where_kernels_and_the_library_cross(kind: type[SparseLinear], dtype: torch.dtype) -> None:
+def test_where_kernels_and_the_library_cross(
+    kind: type[SparseLinear], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prints what FEW_TOKENS in thanos_kernels/sparse.py was set by."""
     torch.manual_seed(0)
     layer = kind.from_linear(pruned(kind)).to(dtype)
+
+    def limited(most: int) -> None:
+        monkeypatch.setitem(sparse.FEW_TOKENS, dtype, most)
+        layer(inputs)
+
     for tokens in (4, 8, 16, 24, 32, 48):
         inputs = torch.randn(tokens, COLUMNS, dtype=dtype)
         with torch.inference_mode():
-            kernel, library = seconds([lambda: layer._few(inputs), lambda: layer._many(inputs)], 7)  # noqa: B023
+            kernel, library = seconds([partial(limited, tokens), partial(limited, 0)], 7)
         print(f"\n{kind.__name__}, {dtype}, {tokens} tokens: kernel / library {kernel / library:.2f}", end="")
 
 
