@@ -48,8 +48,7 @@ def require(operation: str, *tensors: Tensor) -> None:
 
 
 def _rows(matrix: Tensor) -> Tensor:
-    """The matrix with contiguous rows, whatever lies between them, and with its signs in memory."""
-    matrix = matrix.resolve_neg()
+    """The matrix with contiguous rows, whatever lies between them."""
     return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
 
 
@@ -73,7 +72,7 @@ def row_solve(gram: Tensor, weights: Tensor, mask: Tensor, out: Tensor, info: Te
 
 def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: int) -> tuple[Tensor, Tensor]:
     """As ``reference.select_smallest``, in about one pass over the weights."""
-    weights, norms, count = _rows(weights), norms.resolve_neg().contiguous(), int(count)
+    weights, norms, count = _rows(weights), norms.contiguous(), int(count)
     if not 0 <= count <= weights.numel():
         raise ValueError(f"count must be from 0 to {weights.numel()}, not {count}")
     mask = torch.empty((len(weights), width), dtype=torch.bool, device="cpu")
@@ -95,7 +94,7 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
 
 def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
     """As ``reference.select_per_row``, without a sort."""
-    weights, norms = _rows(weights), norms.resolve_neg().contiguous()
+    weights, norms = _rows(weights), norms.contiguous()
     mask = torch.empty(weights.shape, dtype=torch.bool, device="cpu")
     if mask.numel():
         _C.select_per_row(

@@ -23,11 +23,8 @@ _WORKING = (torch.float32, torch.float64)
 _INPUTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _matrix(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, int | None]) -> Tensor:
-    """Refuse anything but a dense matrix of these dtypes; None in ``shape`` takes any size.
-
-    Returns it with the signs that its memory holds: what kernels read knows nothing of lazy negation.
-    """
+def _matrix(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, int | None]) -> None:
+    """Refuse anything but a dense matrix of these dtypes; None in ``shape`` takes any size."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
@@ -39,17 +36,17 @@ def _matrix(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: t
         raise ValueError(f"{name} must have shape {wanted}, not {' x '.join(map(str, tensor.shape)) or 'scalar'}")
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} must be dense, not {tensor.layout}; pass its .to_dense()")
-    return tensor.resolve_neg()
 
 
-def _square(name: str, tensor: Tensor) -> Tensor:
-    tensor = _matrix(name, tensor, _WORKING, (None, None))
-    return _matrix(name, tensor, _WORKING, (None, len(tensor)))
+def _square(name: str, tensor: Tensor) -> None:
+    _matrix(name, tensor, _WORKING, (None, None))
+    _matrix(name, tensor, _WORKING, (None, len(tensor)))
 
 
 def _mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     """A mask (c, B) whose bytes are 0 and 1; a view of other bytes as bool may hold any, and kernels read bytes."""
-    return _matrix("mask", mask, (torch.bool,), shape).view(torch.uint8).bool()
+    _matrix("mask", mask, (torch.bool,), shape)
+    return mask.view(torch.uint8).bool()
 
 
 def _output(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,14 +63,12 @@ def _output(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tens
     return tensor
 
 
-def _norms(norms: Tensor, weights: Tensor) -> Tensor:
-    """Refuse anything but one number a column."""
+def _norms(norms: Tensor, weights: Tensor) -> None:
     if norms.dtype != weights.dtype or norms.shape != weights.shape[1:]:
         raise ValueError(
             f"norms must hold one {weights.dtype} for each of the {weights.shape[1]} columns, "
             f"not {norms.dtype} of shape {tuple(norms.shape)}"
         )
-    return norms.resolve_neg()
 
 
 def _n_of_m(n: int, m: int, columns: int) -> None:
@@ -111,9 +106,9 @@ def row_solve_ex(
         The multipliers (c, B), zero off the mask, and ``info``: 0 where a row was solved, else the 1-based column at
         which its system lost positive definiteness; such a row's multipliers are zero.
     """
-    weights = _matrix("weights", weights, _WORKING, (None, None))
+    _matrix("weights", weights, _WORKING, (None, None))
     rows, width = weights.shape
-    gram = _matrix("gram", gram, (weights.dtype,), (width, width))
+    _matrix("gram", gram, (weights.dtype,), (width, width))
     mask = _mask(mask, (rows, width))
     if workspace < 0:
         raise ValueError(f"workspace must be a number of bytes, or 0, not {workspace}")
@@ -158,8 +153,8 @@ def select_smallest(
         The mask of the first ``width`` columns (c, width), bool, and how many of the ``count`` it holds, a 0-d int64
         tensor on the weights' device. Equal scores go to the lower flat index of the c x b matrix.
     """
-    weights = _matrix("weights", weights, _WORKING, (None, None))
-    norms = _norms(norms, weights)
+    _matrix("weights", weights, _WORKING, (None, None))
+    _norms(norms, weights)
     if not 0 <= width <= weights.shape[1]:
         raise ValueError(f"width must be from 0 to {weights.shape[1]}, not {width}")
     if not isinstance(count, Tensor) and not 0 <= count <= weights.numel():
@@ -179,8 +174,8 @@ def select_per_row(weights: Tensor, norms: Tensor, count: int, *, backend: str =
 
     Arguments as :func:`select_smallest`, ``count`` from 0 to b. Returns the mask (c, b), bool; ties to the lower index.
     """
-    weights = _matrix("weights", weights, _WORKING, (None, None))
-    norms = _norms(norms, weights)
+    _matrix("weights", weights, _WORKING, (None, None))
+    _norms(norms, weights)
     if not 0 <= count <= weights.shape[1]:
         raise ValueError(f"count must be from 0 to {weights.shape[1]}, not {count}")
     check("select_per_row", backend, weights, norms)
@@ -198,16 +193,16 @@ def select_n_of_m(scores: Tensor, n: int, m: int, *, backend: str = "auto") -> T
     Returns:
         The mask (c, b), bool; ties to the lower index.
     """
-    scores = _matrix("scores", scores, _WORKING, (None, None))
+    _matrix("scores", scores, _WORKING, (None, None))
     _n_of_m(n, m, scores.shape[1])
     check("select_n_of_m", backend, scores, group=m)
     mask: Tensor = library.select_n_of_m(scores, n, m, backend)
     return mask
 
 
-def _sweep_arguments(factor: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    weights = _matrix("weights", weights, _WORKING, (None, None))
-    return _matrix("factor", factor, (weights.dtype,), (weights.shape[1], weights.shape[1])), weights
+def _sweep_arguments(factor: Tensor, weights: Tensor) -> None:
+    _matrix("weights", weights, _WORKING, (None, None))
+    _matrix("factor", factor, (weights.dtype,), (weights.shape[1], weights.shape[1]))
 
 
 @plain_arithmetic
@@ -222,7 +217,7 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, backend: str 
     Returns:
         e (c, B), zero off the mask.
     """
-    factor, weights = _sweep_arguments(factor, weights)
+    _sweep_arguments(factor, weights)
     mask = _mask(mask, (weights.shape[0], weights.shape[1]))
     check("column_sweep", backend, weights, factor, mask)
     errors: Tensor = library.column_sweep(factor, weights, mask, backend)
@@ -237,7 +232,7 @@ def column_sweep_n_of_m(
 
     Returns e (c, B) and the mask (c, B), bool. m must divide B.
     """
-    factor, weights = _sweep_arguments(factor, weights)
+    _sweep_arguments(factor, weights)
     _n_of_m(n, m, weights.shape[1])
     check("column_sweep_n_of_m", backend, weights, factor, group=m)
     errors, mask = library.column_sweep_n_of_m(factor, weights, n, m, backend)
@@ -265,7 +260,8 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backen
         )
     if not hessian.is_contiguous():
         raise ValueError("hessian must be contiguous: it is updated in place")
-    flat = _matrix("inputs", inputs.reshape(math.prod(inputs.shape[:-1]), width), _INPUTS, (None, width))
+    flat = inputs.reshape(math.prod(inputs.shape[:-1]), width)
+    _matrix("inputs", flat, _INPUTS, (None, width))
     if len(flat) == 0:
         raise ValueError("inputs hold no tokens: their mean is undefined")
     if not 0 <= weight <= 1:
@@ -320,7 +316,7 @@ def inverse_factor_ex(
     hessian: Tensor, damping: float, *, out: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One attempt of :func:`inverse_factor`, unchecked: U, dead and the 0-d ``info`` (zero where it succeeded)."""
-    hessian = _square("hessian", hessian)
+    _square("hessian", hessian)
     out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
     check("inverse_factor", backend, hessian)
     run = implementation("inverse_factor", backend, hessian)
@@ -370,7 +366,7 @@ def eliminate(
         ``Hd[T,T]^-1 Hd[T,S]`` (t, s); the Schur complement ``Hd[S,S] - Hd[S,T] Hd[T,T]^-1 Hd[T,S]`` (s, s), symmetric;
         and the 0-d ``info``, non-zero where ``Hd[T,T]`` is not positive definite.
     """
-    hessian = _square("hessian", hessian)
+    _square("hessian", hessian)
     for name, columns in (("kept", kept), ("removed", removed)):
         if columns.dim() != 1 or columns.dtype != torch.int64:
             raise ValueError(f"{name} must be (n,) of int64, not {columns.dtype} {tuple(columns.shape)}")
@@ -397,7 +393,7 @@ def row_energy(weights: Tensor, hessian: Tensor, *, backend: str = "auto") -> Te
     Returns:
         h (c,).
     """
-    weights, hessian = _check_energy("row_energy", weights, hessian, backend)
+    _check_energy("row_energy", weights, hessian, backend)
     energy: Tensor = implementation("row_energy", backend, weights, hessian)(weights, hessian)
     return energy
 
@@ -413,15 +409,14 @@ def outlier_rows(weights: Tensor, hessian: Tensor, count: int, *, backend: str =
     Returns:
         mask (c,), bool, of ``count`` rows; ties go to the lower index.
     """
-    weights, hessian = _check_energy("outlier_rows", weights, hessian, backend)
+    _check_energy("outlier_rows", weights, hessian, backend)
     if not 0 <= count <= len(weights):
         raise ValueError(f"count must be from 0 to {len(weights)}, not {count}")
     mask: Tensor = implementation("outlier_rows", backend, weights, hessian)(weights, hessian, count)
     return mask
 
 
-def _check_energy(operation: str, weights: Tensor, hessian: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    weights = _matrix("weights", weights, _WORKING, (None, None))
-    hessian = _matrix("hessian", hessian, (weights.dtype,), (weights.shape[1], weights.shape[1]))
+def _check_energy(operation: str, weights: Tensor, hessian: Tensor, backend: str) -> None:
+    _matrix("weights", weights, _WORKING, (None, None))
+    _matrix("hessian", hessian, (weights.dtype,), (weights.shape[1], weights.shape[1]))
     check(operation, backend, weights, hessian)
-    return weights, hessian
