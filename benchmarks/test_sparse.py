@@ -5,6 +5,7 @@ turns; figures are ratios of medians, which carry over between machines better t
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from benchmarks.clock import in_turns
 from thanos.compact import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
 from thanos.compact.base import SparseLinear
-from thanos_kernels import native, pack_24, select_n_of_m
+from thanos_kernels import native, pack_24, select_n_of_m, sparse
 
 ROWS, COLUMNS = 4096, 11008  # 90 MB in bfloat16: larger than the last-level cache
 
@@ -62,14 +63,21 @@ def test_speed_against_the_dense_layer(
 
 @pytest.mark.parametrize("kind", [Sparse24Linear, BitmaskLinear])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_where_kernels_and_the_library_cross(kind: type[SparseLinear], dtype: torch.dtype) -> None:
+def test_where_kernels_and_the_library_cross(
+    kind: type[SparseLinear], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prints what FEW_TOKENS in thanos_kernels/sparse.py was set by."""
     torch.manual_seed(0)
     layer = kind.from_linear(pruned(kind)).to(dtype)
+
+    def limited(most: int) -> None:
+        monkeypatch.setitem(sparse.FEW_TOKENS, dtype, most)
+        layer(inputs)
+
     for tokens in (4, 8, 16, 24, 32, 48):
         inputs = torch.randn(tokens, COLUMNS, dtype=dtype)
         with torch.inference_mode():
-            kernel, library = in_turns([lambda: layer._few(inputs), lambda: layer._many(inputs)], 7)  # noqa: B023
+            kernel, library = in_turns([partial(limited, tokens), partial(limited, 0)], 7)
         print(f"\n{kind.__name__}, {dtype}, {tokens} tokens: kernel / library {kernel / library:.2f}", end="")
 
 

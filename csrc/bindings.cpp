@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -52,7 +53,7 @@ const Tier* best() {
     return tier;
 }
 
-const Tier* active = best();
+std::atomic<const Tier*> active{best()};  // kernels run without the GIL
 
 std::vector<std::string> supported_names() {
     std::vector<std::string> names;
@@ -88,7 +89,7 @@ T restore(Plain<T> value) {
 template <class... Arguments>
 void bind(py::module_& module, const char* name, void (*Kernels::*kernel)(Arguments...)) {
     module.def(
-        name, [kernel](Plain<Arguments>... arguments) { (active->table->*kernel)(restore<Arguments>(arguments)...); },
+        name, [kernel](Plain<Arguments>... arguments) { (active.load()->table->*kernel)(restore<Arguments>(arguments)...); },
         py::call_guard<py::gil_scoped_release>());
 }
 
@@ -97,7 +98,7 @@ void bind(py::module_& module, const char* name, void (*Kernels::*kernel)(Argume
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "C++ kernels; arguments are unchecked addresses: call them through thanos_kernels.ops";
-    module.def("isa", [] { return thanos::active->name; }, "The instruction set in use.");
+    module.def("isa", [] { return thanos::active.load()->name; }, "The instruction set in use.");
     module.def("isas", &thanos::supported_names, "The instruction sets this machine can use, best first.");
     module.def("use_isa", &thanos::use_isa, "Use this instruction set; ValueError if the machine lacks it.");
 #define KERNEL(name, ...) thanos::bind(module, #name, &thanos::Kernels::name);

@@ -36,12 +36,14 @@ struct Loop {
 
 using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
+const pid_t kOwner = getpid();  // of the process that loaded the library
+
 // Loops run on the OpenMP threads that PyTorch has loaded: threads of our own would wait for a processor on which
-// PyTorch's idle ones still spin, and the other way round. A forked child has lost those threads.
+// PyTorch's idle ones still spin, and the other way round. A forked child has lost those threads, whether or not a loop
+// of ours ever ran in its parent. Each thread that calls has a team of its own.
 OpenMpParallel open_mp() {
     static const OpenMpParallel function = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    static const pid_t owner = getpid();
-    return owner == getpid() ? function : nullptr;
+    return kOwner == getpid() ? function : nullptr;
 }
 
 void run_on_new_threads(int threads, Loop& loop) {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from thanos_kernels.dispatch import implementation
+from thanos_kernels.scope import writing
 
 _LIBRARY = torch.library.Library("thanos", "DEF")
 _SCHEMAS = (
@@ -33,7 +34,8 @@ def _row_solve(
 ) -> None:
     run = implementation("row_solve", backend, weights, gram, mask)
     limit = {"workspace": workspace} if workspace and run.__module__.startswith("thanos_kernels.triton.") else {}
-    run(gram, weights, mask, out, info, **limit)
+    with writing(out, info):
+        run(gram, weights, mask, out, info, **limit)
 
 
 def _select_smallest(weights: Tensor, norms: Tensor, count: Tensor, width: int, backend: str) -> Any:
@@ -57,7 +59,8 @@ def _column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int, backen
 
 
 def _accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, backend: str) -> None:
-    implementation("accumulate_hessian", backend, hessian, inputs)(hessian, inputs, weight)
+    with writing(hessian):
+        implementation("accumulate_hessian", backend, hessian, inputs)(hessian, inputs, weight)
 
 
 def _nothing(*arguments: Any) -> None:

@@ -75,8 +75,8 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
     weights, norms, count = _rows(weights), norms.contiguous(), int(count)
     if not 0 <= count <= weights.numel():
         raise ValueError(f"count must be from 0 to {weights.numel()}, not {count}")
-    mask = torch.empty((len(weights), width), dtype=torch.bool)
-    taken = torch.empty((), dtype=torch.int64)
+    mask = torch.empty((len(weights), width), dtype=torch.bool, device="cpu")
+    taken = torch.empty((), dtype=torch.int64, device="cpu")
     _C.select_smallest(
         weights.data_ptr(),
         weights.stride(0),
@@ -95,7 +95,7 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
 def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
     """As ``reference.select_per_row``, without a sort."""
     weights, norms = _rows(weights), norms.contiguous()
-    mask = torch.empty(weights.shape, dtype=torch.bool)
+    mask = torch.empty(weights.shape, dtype=torch.bool, device="cpu")
     if mask.numel():
         _C.select_per_row(
             weights.data_ptr(),
@@ -113,7 +113,7 @@ def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
 def select_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """As ``reference.select_n_of_m``, without a sort."""
     scores = _rows(scores)
-    mask = torch.empty(scores.shape, dtype=torch.bool)
+    mask = torch.empty(scores.shape, dtype=torch.bool, device="cpu")
     if mask.numel():
         rows, columns = scores.shape
         _C.select_n_of_m(
@@ -125,7 +125,7 @@ def select_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
 def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     """As ``reference.column_sweep``, rows in lanes."""
     factor, weights, mask = _rows(factor), _rows(weights), _rows(mask)
-    errors = torch.empty(weights.shape)
+    errors = torch.empty(weights.shape, dtype=torch.float32, device="cpu")
     if errors.numel():
         _C.column_sweep(
             factor.data_ptr(),
@@ -145,8 +145,8 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
 def column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
     """As ``reference.column_sweep_n_of_m``, rows in lanes."""
     factor, weights = _rows(factor), _rows(weights)
-    errors = torch.empty(weights.shape)
-    mask = torch.empty(weights.shape, dtype=torch.bool)
+    errors = torch.empty(weights.shape, dtype=torch.float32, device="cpu")
+    mask = torch.empty(weights.shape, dtype=torch.bool, device="cpu")
     if errors.numel():
         _C.column_sweep_n_of_m(
             factor.data_ptr(),

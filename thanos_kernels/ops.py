@@ -7,6 +7,7 @@ what it does not define, or cannot take (float64), ``"auto"`` leaves to the refe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from thanos_kernels import library
 from thanos_kernels.dispatch import check, implementation
+from thanos_kernels.scope import plain_arithmetic, writing
 
 MAX_DAMPING = 1.0
 _WORKING = (torch.float32, torch.float64)
@@ -22,7 +24,7 @@ _INPUTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _matrix(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, int | None]) -> None:
-    """Refuse anything but a matrix of these dtypes; None in ``shape`` takes any size."""
+    """Refuse anything but a dense matrix of these dtypes; None in ``shape`` takes any size."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
@@ -32,6 +34,19 @@ def _matrix(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: t
     if not fits:
         wanted = " x ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} must have shape {wanted}, not {' x '.join(map(str, tensor.shape)) or 'scalar'}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, not {tensor.layout}; pass its .to_dense()")
+
+
+def _square(name: str, tensor: Tensor) -> None:
+    _matrix(name, tensor, _WORKING, (None, None))
+    _matrix(name, tensor, _WORKING, (None, len(tensor)))
+
+
+def _mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A mask (c, B) whose bytes are 0 and 1; a view of other bytes as bool may hold any, and kernels read bytes."""
+    _matrix("mask", mask, (torch.bool,), shape)
+    return mask.view(torch.uint8).bool()
 
 
 def _output(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,6 +78,7 @@ def _n_of_m(n: int, m: int, columns: int) -> None:
         raise ValueError(f"groups of {m} do not divide {columns} columns")
 
 
+@plain_arithmetic
 def row_solve_ex(
     gram: Tensor,
     weights: Tensor,
@@ -93,7 +109,7 @@ def row_solve_ex(
     _matrix("weights", weights, _WORKING, (None, None))
     rows, width = weights.shape
     _matrix("gram", gram, (weights.dtype,), (width, width))
-    _matrix("mask", mask, (torch.bool,), (rows, width))
+    mask = _mask(mask, (rows, width))
     if workspace < 0:
         raise ValueError(f"workspace must be a number of bytes, or 0, not {workspace}")
     check("row_solve", backend, weights, gram, mask)
@@ -106,6 +122,7 @@ def row_solve_ex(
     return out, info
 
 
+@plain_arithmetic
 def row_solve(
     gram: Tensor, weights: Tensor, mask: Tensor, *, out: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
@@ -120,6 +137,7 @@ def row_solve(
     return out
 
 
+@plain_arithmetic
 def select_smallest(
     weights: Tensor, norms: Tensor, count: int | Tensor, width: int, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -150,6 +168,7 @@ def select_smallest(
     return mask, taken
 
 
+@plain_arithmetic
 def select_per_row(weights: Tensor, norms: Tensor, count: int, *, backend: str = "auto") -> Tensor:
     """In each row, the ``count`` smallest ``abs(weights) * norms`` (Wanda's comparison group).
 
@@ -164,6 +183,7 @@ def select_per_row(weights: Tensor, norms: Tensor, count: int, *, backend: str =
     return mask
 
 
+@plain_arithmetic
 def select_n_of_m(scores: Tensor, n: int, m: int, *, backend: str = "auto") -> Tensor:
     """In each group of m consecutive columns, the n smallest scores.
 
@@ -185,6 +205,7 @@ def _sweep_arguments(factor: Tensor, weights: Tensor) -> None:
     _matrix("factor", factor, (weights.dtype,), (weights.shape[1], weights.shape[1]))
 
 
+@plain_arithmetic
 def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, backend: str = "auto") -> Tensor:
     """SparseGPT's compensation inside a block, the triangular solve ``factor[q, q].T @ e[q] = weights[q]`` per row.
 
@@ -197,12 +218,13 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, backend: str 
         e (c, B), zero off the mask.
     """
     _sweep_arguments(factor, weights)
-    _matrix("mask", mask, (torch.bool,), (weights.shape[0], weights.shape[1]))
+    mask = _mask(mask, (weights.shape[0], weights.shape[1]))
     check("column_sweep", backend, weights, factor, mask)
     errors: Tensor = library.column_sweep(factor, weights, mask, backend)
     return errors
 
 
+@plain_arithmetic
 def column_sweep_n_of_m(
     factor: Tensor, weights: Tensor, n: int, m: int, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -217,6 +239,7 @@ def column_sweep_n_of_m(
     return errors, mask
 
 
+@plain_arithmetic
 def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backend: str = "auto") -> Tensor:
     """``H <- (1 - t) H + t mean(x x.T)`` in place, accumulated in float32 (float64 for a float64 ``hessian``).
 
@@ -237,17 +260,19 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backen
         )
     if not hessian.is_contiguous():
         raise ValueError("hessian must be contiguous: it is updated in place")
-    flat = inputs.reshape(-1, width)
+    flat = inputs.reshape(math.prod(inputs.shape[:-1]), width)
     _matrix("inputs", flat, _INPUTS, (None, width))
     if len(flat) == 0:
         raise ValueError("inputs hold no tokens: their mean is undefined")
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must be from 0 to 1, not {weight}")
     check("accumulate_hessian", backend, hessian, flat)
-    library.accumulate_hessian(hessian, flat, float(weight), backend)
+    if hessian.numel():
+        library.accumulate_hessian(hessian, flat, float(weight), backend)
     return hessian
 
 
+@plain_arithmetic
 def damped_diagonal(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     """The diagonal of :func:`damp`'s matrix (b,), the dead columns (b,) and the ridge, 0-d."""
     diagonal = hessian.diagonal()
@@ -257,6 +282,7 @@ def damped_diagonal(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Te
     return torch.where(dead, mean, diagonal) + damping * mean, dead, damping * mean
 
 
+@plain_arithmetic
 def damp(hessian: Tensor, damping: float, *, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """``Hd = H + ridge I`` with ``ridge = damping * mean(live diagonal)``; a dead column's diagonal becomes that mean.
 
@@ -269,9 +295,10 @@ def damp(hessian: Tensor, damping: float, *, out: Tensor | None = None) -> tuple
         Hd (b, b), a copy; the dead columns (b,), bool; and the ridge, 0-d.
     """
     diagonal, dead, ridge = damped_diagonal(hessian, damping)
-    damped = hessian.clone() if out is None else out.copy_(hessian)
-    damped.diagonal().copy_(diagonal)
-    return damped, dead, ridge
+    out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
+    with writing(out):
+        out.copy_(hessian).diagonal().copy_(diagonal)
+    return out, dead, ridge
 
 
 def damping_schedule(damping: float) -> Iterator[float]:
@@ -284,18 +311,21 @@ def damping_schedule(damping: float) -> Iterator[float]:
         yield damping
 
 
+@plain_arithmetic
 def inverse_factor_ex(
     hessian: Tensor, damping: float, *, out: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One attempt of :func:`inverse_factor`, unchecked: U, dead and the 0-d ``info`` (zero where it succeeded)."""
-    _matrix("hessian", hessian, _WORKING, (None, hessian.shape[0]))
+    _square("hessian", hessian)
     out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
     check("inverse_factor", backend, hessian)
     run = implementation("inverse_factor", backend, hessian)
     _, dead, _ = damp(hessian, damping, out=out)
-    return out, dead, run(out)
+    with writing(out):
+        return out, dead, run(out)
 
 
+@plain_arithmetic
 def inverse_factor(
     hessian: Tensor, damping: float = 0.01, *, out: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, float]:
@@ -321,6 +351,7 @@ def inverse_factor(
     raise torch.linalg.LinAlgError("the Hessian is not positive definite with any damping up to 1.0")
 
 
+@plain_arithmetic
 def eliminate(
     hessian: Tensor, damping: float, kept: Tensor, removed: Tensor, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -335,7 +366,7 @@ def eliminate(
         ``Hd[T,T]^-1 Hd[T,S]`` (t, s); the Schur complement ``Hd[S,S] - Hd[S,T] Hd[T,T]^-1 Hd[T,S]`` (s, s), symmetric;
         and the 0-d ``info``, non-zero where ``Hd[T,T]`` is not positive definite.
     """
-    _matrix("hessian", hessian, _WORKING, (None, hessian.shape[0]))
+    _square("hessian", hessian)
     for name, columns in (("kept", kept), ("removed", removed)):
         if columns.dim() != 1 or columns.dtype != torch.int64:
             raise ValueError(f"{name} must be (n,) of int64, not {columns.dtype} {tuple(columns.shape)}")
@@ -351,6 +382,7 @@ def eliminate(
     return result
 
 
+@plain_arithmetic
 def row_energy(weights: Tensor, hessian: Tensor, *, backend: str = "auto") -> Tensor:
     """``h_i = (W H W.T)_ii``, each row's mean squared output per token: the paper's row loss for outlier rows.
 
@@ -366,6 +398,7 @@ def row_energy(weights: Tensor, hessian: Tensor, *, backend: str = "auto") -> Te
     return energy
 
 
+@plain_arithmetic
 def outlier_rows(weights: Tensor, hessian: Tensor, count: int, *, backend: str = "auto") -> Tensor:
     """The rows with the largest :func:`row_energy`: what the outlier fraction leaves untouched.
 

@@ -77,7 +77,7 @@ def pack_24(weight: Tensor, layout: Layout = "row_major", *, backend: str = "aut
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise ValueError(f"pack_24 takes a matrix, not {_describe(weight)}")
     _check_size(weight.dtype, weight.shape[0], weight.shape[1], layout)
-    weight = weight.detach().contiguous()
+    weight = weight.detach().resolve_neg().contiguous()
     if weight.data_ptr() % 16:
         weight = weight.clone()
     if layout == "cutlass" and weight.dtype == torch.float32:
@@ -106,7 +106,7 @@ def unpack_24(packed: Packed24, *, backend: str = "auto") -> Tensor:
     pairs = _check_packed(packed)
     weight = values.new_empty((rows, columns))
     words = metadata.shape[1]
-    values, metadata = values.contiguous(), metadata.contiguous()
+    values, metadata = values.detach().resolve_neg().contiguous(), metadata.contiguous()
     chosen = _backend(backend, values)
     if chosen == "reference":
         offender = _unpack_reference(values, metadata, weight, layout, pairs)
@@ -218,7 +218,7 @@ def _run(
     """Call a C++ or CUDA packer; the first bad group, or -1."""
     place = get_args(Layout).index(layout)
     if backend == "native":
-        first = torch.empty(1, dtype=torch.int64)
+        first = torch.empty(1, dtype=torch.int64, device="cpu")
         threads = torch.get_num_threads()
         kernel = getattr(_EXTENSION, name)
         kernel(*arguments, first.data_ptr(), rows, columns, like.itemsize, pairs, place, threads)
@@ -241,11 +241,11 @@ def _pack_reference(weight: Tensor, values: Tensor, metadata: Tensor, layout: La
         code = torch.where(nonzero[:, 0], 4, 14)
         values.copy_(groups.gather(1, (code >> 1 & 1)[:, None]).view_as(values))
     else:
-        flags = (nonzero.long() << torch.arange(4, device=weight.device)).sum(1)
-        code = torch.tensor(_CODES, device=weight.device)[flags]
+        flags = (nonzero.long() << torch.arange(4, dtype=torch.int64, device=weight.device)).sum(1)
+        code = torch.tensor(_CODES, dtype=torch.int64, device=weight.device)[flags]
         values.copy_(groups.gather(1, torch.stack((code & 3, code >> 2), 1)).view_as(values))
     count = metadata.itemsize * 2
-    shifts = 4 * torch.arange(count, device=weight.device)
+    shifts = 4 * torch.arange(count, dtype=torch.int64, device=weight.device)
     words = (code.view(-1, count) << shifts).sum(1)
     bits = 8 * metadata.itemsize
     words = torch.where(words >= 1 << bits - 1, words - (1 << bits), words).to(metadata.dtype)
@@ -255,7 +255,7 @@ def _pack_reference(weight: Tensor, values: Tensor, metadata: Tensor, layout: La
 
 def _unpack_reference(values: Tensor, metadata: Tensor, weight: Tensor, layout: Layout, pairs: bool) -> int:
     words = metadata.view(-1)[_offsets(metadata, layout).view(-1)]
-    shifts = 4 * torch.arange(metadata.itemsize * 2, device=words.device)
+    shifts = 4 * torch.arange(metadata.itemsize * 2, dtype=torch.int64, device=words.device)
     code = (words.long()[:, None] >> shifts & 15).view(-1, 1)
     known = code == 4
     for other in (14,) if pairs else (8, 9, 12, 13, 14):
@@ -273,8 +273,8 @@ def _first(bad: Tensor) -> int:
 def _offsets(metadata: Tensor, layout: Layout) -> Tensor:
     """Where each word (row, column) lies in the flat metadata."""
     rows, columns = metadata.shape
-    row = torch.arange(rows, device=metadata.device)[:, None]
-    column = torch.arange(columns, device=metadata.device)[None, :]
+    row = torch.arange(rows, dtype=torch.int64, device=metadata.device)[:, None]
+    column = torch.arange(columns, dtype=torch.int64, device=metadata.device)[None, :]
     if layout == "row_major":
         return row * columns + column
     band, weave = (32, 4) if metadata.dtype == torch.int16 else (16, 2)

@@ -7,7 +7,8 @@ A weight is one of three forms, all of shape (c, b):
 * :class:`Rows24`: 2:4, ``row_major`` (see :mod:`thanos_kernels.pack`) of a 16-bit or 32-bit float.
 * :class:`Dense`: as it is.
 
-``linear(x, weight)`` computes ``x @ weight.T + bias``. Sums are float32; bfloat16 results are rounded once.
+:func:`linear` computes ``x @ weight.T + bias``. Sums are float32; bfloat16 results are rounded once. What no kernel
+takes (float64, or a machine without the extension) is decoded by PyTorch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from thanos_kernels.pack import Packed24, unpack_24
 
 WORD = 64
 _EXTENSION: Any = vars(native)["_C"]
+_KINDS = (torch.float32, torch.bfloat16, torch.float16)
 _TILE_BYTES = 32 << 20  # of decoded weights: the library loses speed on smaller ones, larger ones leave the cache
 _scratch = threading.local()  # the tile, kept between calls: fresh pages cost more than decoding into them
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
@@ -52,7 +54,7 @@ class Bitmask:
             arguments = (self.values.data_ptr(), self.bits.data_ptr(), self.starts.data_ptr())
             _EXTENSION.bitmask_decode(*arguments, *self.shape, first, count, *_output(out))
             return out
-        shifts = torch.arange(WORD, device=self.bits.device)
+        shifts = torch.arange(WORD, dtype=torch.int64, device=self.bits.device)
         kept = (self.bits[first : first + count, :, None] >> shifts & 1).flatten(1)[:, : self.shape[1]].bool()
         start, end = int(self.starts[first]), int(self.starts[first + count])
         return out.zero_().masked_scatter_(kept, self.values[start:end])
@@ -78,8 +80,14 @@ class Rows24:
             arguments = (self.values.data_ptr(), self.metadata.data_ptr())
             _EXTENSION.sparse24_decode(*arguments, *self.shape, first, count, *_output(out))
             return out
-        part = slice(first, first + count)
-        return unpack_24(Packed24(self.values[part], self.metadata[part], "row_major", (count, self.shape[1])))
+        values, metadata = self.values[first : first + count], self.metadata[first : first + count]
+        if values.dtype in _KINDS:
+            return unpack_24(Packed24(values, metadata, "row_major", (count, self.shape[1])))
+        shifts = torch.arange(0, 16, 4, dtype=torch.int64, device=metadata.device)
+        codes = (metadata.long()[..., None] >> shifts & 15).flatten(1)
+        positions = torch.stack((codes & 3, codes >> 2), 2)
+        groups = values.new_zeros((*codes.shape, 4))
+        return groups.scatter_(2, positions, values.unflatten(1, (-1, 2))).flatten(1)
 
     def _kernel(self, inputs: int, bias: int, targets: int, out: Tensor, tokens: int) -> None:
         arguments = (self.values.data_ptr(), self.metadata.data_ptr(), inputs, bias, targets)
@@ -105,6 +113,57 @@ class Dense:
 
 
 Weight = Bitmask | Rows24 | Dense
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Rows kept dense beside a weight that holds the others.
+
+    Attributes:
+        weight: (k, b), the rows.
+        rows: (k,) int64, their places among all c rows; ``others`` (c - k,) int64, those of the other rows.
+        order: (c,) int64, where each row stands among the others followed by these.
+    """
+
+    weight: Tensor
+    rows: Tensor
+    others: Tensor
+    order: Tensor
+
+
+def linear(
+    inputs: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    outliers: Outliers | None = None,
+    columns: Tensor | None = None,
+) -> Tensor:
+    """``inputs @ W.T + bias`` (tokens, c) on the CPU: by a kernel for few tokens, by decoded tiles for many.
+
+    Args:
+        inputs: (tokens, b), contiguous, in the dtype of the weight.
+        weight: W, or the rows of it that are no outliers.
+        bias: (c,), the same dtype.
+        columns: (kept,) int64: the columns of the inputs that ``weight`` multiplies; None means all.
+    """
+    if outliers is not None and len(outliers.rows) == 0:
+        outliers = None
+    rows = weight.shape[0] if outliers is None else len(outliers.order)
+    kept = inputs if columns is None else gather_columns(inputs, columns)
+    out = inputs.new_empty((len(inputs), rows))
+    if few(inputs, dense=columns is not None):
+        multiply_few(kept, weight, bias, out, None if outliers is None else outliers.others)
+        if outliers is not None:
+            multiply_few(inputs, Dense(outliers.weight), bias, out, outliers.rows)
+        return out
+    if outliers is None:
+        multiply_many(kept, weight, bias, out)
+        return out
+    count = len(outliers.others)
+    parts = (None, None) if bias is None else (bias[outliers.others], bias[outliers.rows])
+    multiply_many(kept, weight, parts[0], out[:, :count])
+    multiply_many(inputs, Dense(outliers.weight), parts[1], out[:, count:])
+    return out.index_select(1, outliers.order)
 
 
 def few(inputs: Tensor, *, dense: bool = False) -> bool:
@@ -155,13 +214,13 @@ def _tile(rows: int, columns: int, like: Tensor) -> Tensor:
     held: Tensor | None = getattr(_scratch, "memory", None)
     if held is None or held.numel() < size:
         with torch.inference_mode(False):  # so that it serves in and out of inference mode
-            held = _scratch.memory = torch.empty(size, dtype=torch.uint8)
+            held = _scratch.memory = torch.empty(size, dtype=torch.uint8, device="cpu")
     return held[:size].view(like.dtype).view(rows, columns)
 
 
 def gather_columns(inputs: Tensor, columns: Tensor) -> Tensor:
     """``inputs[:, columns]`` for inputs (tokens, b), contiguous, and columns (kept,) int64, all from 0 to below b."""
-    if not _native(inputs) or inputs.itemsize not in (2, 4):
+    if not _native(inputs):
         return inputs.index_select(1, columns)
     out = inputs.new_empty((len(inputs), len(columns)))
     arguments = (inputs.data_ptr(), columns.data_ptr(), out.data_ptr())
@@ -190,7 +249,8 @@ def starts_of(bits: Tensor) -> Tensor:
 
 
 def _native(tensor: Tensor) -> bool:
-    return native.available() and tensor.device.type == "cpu"
+    """Whether the kernels take a tensor of values or activations; the decoders move 16 bits whatever they mean."""
+    return native.available() and tensor.device.type == "cpu" and tensor.dtype in _KINDS
 
 
 def _machine(tensor: Tensor) -> tuple[int, int]:

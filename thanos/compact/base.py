@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as dense_product
 from typing_extensions import Self
 
-from thanos_kernels.sparse import Dense, Weight, few, multiply_few, multiply_many
+from thanos_kernels.sparse import Weight
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -18,7 +18,6 @@ class SparseLinear(nn.Module):
     """What the three layers share. Buffers named in ``_sized`` take the size they are loaded with."""
 
     _sized: tuple[str, ...] = ()
-    _stays_dense = False  # what is multiplied needs no decoding
     bias: Tensor | None
 
     def __init__(
@@ -73,13 +72,21 @@ class SparseLinear(nn.Module):
         """Check the buffers against each other and compute what follows from them."""
         raise NotImplementedError
 
-    def _few(self, inputs: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _many(self, inputs: Tensor) -> Tensor:
+    def _product(self, inputs: Tensor) -> Tensor:
+        """The result for inputs (tokens, in_features), contiguous, where a kernel of ours takes them."""
         raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """As ``nn.Linear``; under autocast too, where the product stays in the weights' dtype and then is rounded."""
+        device = inputs.device.type
+        if inputs.is_meta or not torch.is_autocast_enabled(device):
+            return self._linear(inputs)
+        with torch.autocast(device, enabled=False):
+            if inputs.dtype not in _DTYPES or self._dtype not in _DTYPES:
+                return self._linear(inputs)
+            return self._linear(inputs.to(self._dtype)).to(torch.get_autocast_dtype(device))
+
+    def _linear(self, inputs: Tensor) -> Tensor:
         if torch.is_grad_enabled() and inputs.requires_grad:
             raise RuntimeError(
                 f"{type(self).__name__} has no backward: call it under torch.inference_mode(), or restore the dense "
@@ -89,13 +96,8 @@ class SparseLinear(nn.Module):
             raise ValueError(f"inputs of shape {tuple(inputs.shape)} do not end in in_features={self.in_features}")
         if inputs.dtype != self._dtype:
             raise TypeError(f"inputs are {inputs.dtype} and the weights {self._dtype}; convert one with .to()")
-        flat = inputs.reshape(-1, self.in_features).contiguous()
-        if few(flat, dense=self._stays_dense):
-            result = self._few(flat)
-        elif flat.device.type == "cpu":
-            result = self._many(flat)
-        else:
-            result = self._accelerated(flat)
+        flat = inputs.resolve_neg().reshape(-1, self.in_features).contiguous()
+        result = self._product(flat) if flat.device.type in ("cpu", "meta") else self._accelerated(flat)
         return result.view(*inputs.shape[:-1], self.out_features)
 
     def _accelerated(self, inputs: Tensor) -> Tensor:
@@ -121,8 +123,27 @@ class SparseLinear(nn.Module):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Moves and conversions, as of any module; one that the layer could not compute with is refused and undone."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._on_device = None
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._dtype not in (*_DTYPES, torch.float64):
+            wanted, self._buffers = self._dtype, before
+            raise TypeError(
+                f"{type(self).__name__} computes in float32, bfloat16, float16 or float64, not {wanted}: restore the "
+                "dense model with thanos.unpack to convert it"
+            )
+        for name, buffer in before.items():
+            converted = self._buffers[name]
+            if buffer is None or converted is None or buffer.is_floating_point():
+                continue
+            if converted.dtype != buffer.dtype:
+                self._buffers = before
+                raise TypeError(
+                    f"{name} of {type(self).__name__} is {buffer.dtype} and cannot become {converted.dtype}: "
+                    "convert the layer with .to(dtype), which leaves whole numbers alone"
+                )
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_on_device": None}
@@ -168,7 +189,7 @@ class OutlierRowsLinear(SparseLinear):
         self.register_buffer("outliers", torch.empty(0, self.in_features, device=device, dtype=dtype))
         self.register_buffer("outlier_rows", torch.empty(0, device=device, dtype=torch.int64))
         for name in ("rows", "order"):
-            index = torch.arange(self.out_features, device=device)
+            index = torch.arange(self.out_features, device=device, dtype=torch.int64)
             self.register_buffer(name, index, persistent=False)
 
     def _split(self, weight: Tensor, outlier: Tensor) -> Tensor:
@@ -197,28 +218,11 @@ class OutlierRowsLinear(SparseLinear):
     def _compressed(self) -> Weight:
         raise NotImplementedError
 
-    def _gather(self, inputs: Tensor) -> Tensor:
-        """What the compressed rows multiply."""
-        return inputs
-
-    def _few(self, inputs: Tensor) -> Tensor:
-        out = inputs.new_empty((len(inputs), self.out_features))
-        outliers = len(self.outliers) > 0
-        multiply_few(self._gather(inputs), self._compressed, self.bias, out, self.rows if outliers else None)
-        if outliers:
-            multiply_few(inputs, Dense(self.outliers), self.bias, out, self.outlier_rows)
-        return out
-
-    def _many(self, inputs: Tensor) -> Tensor:
-        out = inputs.new_empty((len(inputs), self.out_features))
-        if len(self.outliers) == 0:
-            multiply_many(self._gather(inputs), self._compressed, self.bias, out)
-            return out
-        count = len(self.rows)
-        bias = None if self.bias is None else (self.bias[self.rows], self.bias[self.outlier_rows])
-        multiply_many(self._gather(inputs), self._compressed, bias and bias[0], out[:, :count])
-        multiply_many(inputs, Dense(self.outliers), bias and bias[1], out[:, count:])
-        return out.index_select(1, self.order)
+    @property
+    def _places(self) -> tuple[Any, ...]:
+        """The outlier rows and where all rows stand, as the operators take them."""
+        held = self._buffers
+        return held["outliers"], held["outlier_rows"], held["rows"], held["order"]
 
     @property
     def weight(self) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _CLASSES: dict[str, type[SparseLinear]] = {
 }
 _WORTH = 0.95  # of the dense bytes: a layer that saves less stays dense
 _NEAR = 1.02  # of the smallest form: the faster of forms this near is taken
+_REGISTERING = threading.RLock()  # held while nn.Module.register_parameter is another
 _PARTS = ("values", "bits", "metadata", "columns", "outliers", "outlier_rows", "zero_signs")
 
 
@@ -355,16 +357,18 @@ def _build(config: Any, *, meta: bool) -> Any:
 
 @contextmanager
 def _parameters_without_memory() -> Iterator[None]:
-    """Within, every parameter that a module registers moves to the meta device at once."""
-    register = nn.Module.register_parameter
+    """Within, every parameter that a module of this thread registers moves to the meta device at once."""
+    own = threading.get_ident()
+    with _REGISTERING, torch.device("cpu"):
+        register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+        def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            if parameter is not None and not parameter.is_meta and threading.get_ident() == own:
+                parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+            register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]

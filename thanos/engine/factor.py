@@ -10,6 +10,7 @@ from torch import Tensor
 import thanos_kernels as kernels
 from thanos.engine.timing import immediate
 from thanos.options import real_number
+from thanos_kernels.scope import plain_arithmetic
 
 
 class HessianNotFiniteError(ValueError):
@@ -50,6 +51,7 @@ class Factor:
         return weights.masked_fill_(self.dead, 0)
 
 
+@plain_arithmetic
 def factorise(hessian: Tensor, damping: float = 0.01, backend: str = "auto", *, inverse: bool = True) -> Factor:
     """Damp a Hessian and factor its inverse (docs/method.md, section 2).
 
@@ -67,19 +69,18 @@ def factorise(hessian: Tensor, damping: float = 0.01, backend: str = "auto", *, 
     """
     check_hessian(hessian)
     damping = next(kernels.damping_schedule(real_number("damping", damping)))
-    with torch.no_grad():
-        hessian = hessian.detach().to(torch.promote_types(hessian.dtype, torch.float32))
-        diagonal = hessian.diagonal()
-        upper, failed = None, torch.zeros((), dtype=torch.int32, device=hessian.device)
-        if inverse:
-            upper, _, failed = kernels.inverse_factor_ex(hessian, damping, backend=backend)
-            while immediate(failed) and int(failed):
-                if not finite(hessian):
-                    raise HessianNotFiniteError
-                damping = _more(damping)
-                upper, _, failed = kernels.inverse_factor_ex(hessian, damping, out=upper, backend=backend)
-        ridge = kernels.damped_diagonal(hessian, damping)[2].double()
-        return Factor(hessian, damping, diagonal == 0, diagonal.clamp(min=0).sqrt(), ridge, upper, failed)
+    hessian = hessian.detach().to(torch.promote_types(hessian.dtype, torch.float32))
+    diagonal = hessian.diagonal()
+    upper, failed = None, torch.zeros((), dtype=torch.int32, device=hessian.device)
+    if inverse:
+        upper, _, failed = kernels.inverse_factor_ex(hessian, damping, backend=backend)
+        while immediate(failed) and int(failed):
+            if not finite(hessian):
+                raise HessianNotFiniteError
+            damping = _more(damping)
+            upper, _, failed = kernels.inverse_factor_ex(hessian, damping, out=upper, backend=backend)
+    ridge = kernels.damped_diagonal(hessian, damping)[2].double()
+    return Factor(hessian, damping, diagonal == 0, diagonal.clamp(min=0).sqrt(), ridge, upper, failed)
 
 
 def check_hessian(hessian: object) -> None:

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from thanos.engine.sweep import Attempt, sweep
 from thanos.engine.timing import StepTimer, immediate, read
 from thanos.options import Options
 from thanos.pattern import Pattern, Structured
+from thanos_kernels.scope import plain_arithmetic
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def factor_for(hessian: Tensor | Factor, dtype: torch.dtype, options: Options) -
     return factorise(hessian.to(dtype), options.damping, options.backend, inverse=inverse)
 
 
+@plain_arithmetic
 def prune_layer(
     weight: Tensor, factor: Factor, options: Options, timed: StepTimer, *, energy: bool = False
 ) -> PrunedWeight:
@@ -120,38 +121,37 @@ def prune_layer(
         HessianNotFiniteError, ValueError: the Hessian, or the weight, holds NaN or infinity.
         torch.linalg.LinAlgError: as :func:`prune_weight`.
     """
-    with _exact(weight.device):
-        original = weight.detach().to(factor.hessian.dtype)
-        are_finite = finite(original), finite(factor.hessian)
-        if immediate(original):
-            _refuse_not_finite(*read(*are_finite))
-        total = torch.zeros_like(factor.ridge)
-        if energy:
-            with timed("loss"):
-                total = kernels.row_energy(original, factor.hessian, backend=options.backend).double().sum()
-        while True:
-            attempt = _attempt(original, factor, options, timed)
-            pruned = attempt.weight.to(weight.dtype)
-            counts = attempt.mask.sum(), pruned.numel() - pruned.count_nonzero()
-            # The layer's one wait for its device.
-            loss, removed, zeros, output, failed, *were_finite = read(
-                attempt.loss, *counts, total, attempt.failed, *are_finite
-            )
-            _refuse_not_finite(*were_finite)
-            if not failed:
-                break
-            with timed("factor"):
-                factor = more_damped(factor, options.backend)
-        return PrunedWeight(
-            pruned,
-            attempt.mask,
-            max(0.0, loss),
-            factor.damping if METHODS[options.method].compensates else 0.0,
-            timed.seconds(),
-            int(removed),
-            int(zeros),
-            output if energy else None,
+    original = weight.detach().to(factor.hessian.dtype)
+    are_finite = finite(original), finite(factor.hessian)
+    if immediate(original):
+        _refuse_not_finite(*read(*are_finite))
+    total = torch.zeros_like(factor.ridge)
+    if energy:
+        with timed("loss"):
+            total = kernels.row_energy(original, factor.hessian, backend=options.backend).double().sum()
+    while True:
+        attempt = _attempt(original, factor, options, timed)
+        pruned = attempt.weight.to(weight.dtype)
+        counts = attempt.mask.sum(), pruned.numel() - pruned.count_nonzero()
+        # The layer's one wait for its device.
+        loss, removed, zeros, output, failed, *were_finite = read(
+            attempt.loss, *counts, total, attempt.failed, *are_finite
         )
+        _refuse_not_finite(*were_finite)
+        if not failed:
+            break
+        with timed("factor"):
+            factor = more_damped(factor, options.backend)
+    return PrunedWeight(
+        pruned,
+        attempt.mask,
+        max(0.0, loss),
+        factor.damping if METHODS[options.method].compensates else 0.0,
+        timed.seconds(),
+        int(removed),
+        int(zeros),
+        output if energy else None,
+    )
 
 
 def _attempt(weights: Tensor, factor: Factor, options: Options, timed: StepTimer) -> Attempt:
@@ -185,11 +185,3 @@ def _refuse_not_finite(weight: float, hessian: float) -> None:
         raise ValueError("the weight holds NaN or infinity")
     if not hessian:
         raise HessianNotFiniteError
-
-
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """No gradients, and no autocast: the engine chooses its own dtypes."""
-    autocast = torch.amp.is_autocast_available(device.type)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False) if autocast else torch.no_grad():
-        yield
