@@ -40,7 +40,7 @@ _CONFIGS_32 = [
 
 @general
 def lower_tiles(
-    hessian, inputs, tokens: tl.int32, width: tl.int32, share: tl.float32, stride_token: tl.int64, stride_column,
+    hessian, inputs, tokens: tl.int32, width: tl.int32, share: tl.float32, stride_token: tl.int64,
     SIZE: tl.constexpr, TOKENS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One tile on or below the diagonal, and its mirror image; WIDEN for the interpreter, which knows no bfloat16."""
@@ -50,8 +50,8 @@ def lower_tiles(
     j = tile - i * (i + 1) // 2
     row, column = i * SIZE + tl.arange(0, SIZE), j * SIZE + tl.arange(0, SIZE)
     token = tl.arange(0, TOKENS)
-    left = inputs + token.to(tl.int64)[None, :] * stride_token + row.to(tl.int64)[:, None] * stride_column
-    right = inputs + token.to(tl.int64)[:, None] * stride_token + column.to(tl.int64)[None, :] * stride_column
+    left = inputs + token.to(tl.int64)[None, :] * stride_token + row[:, None]
+    right = inputs + token.to(tl.int64)[:, None] * stride_token + column[None, :]
     total = tl.zeros((SIZE, SIZE), tl.float32)
     for start in range(0, tokens, TOKENS):
         here = start + token < tokens
@@ -83,18 +83,20 @@ _ragged = tuned(_CONFIGS[:1], _KEY, _RESTORE)(lower_tiles)  # loads of single el
 def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, products: str | None = None) -> None:
     """As ``reference.accumulate_hessian``, for a float32 ``hessian`` and inputs of 16 bits or float32.
 
-    Of ``hessian`` the lower triangle is read, and nothing where ``weight`` is one.
+    Of ``hessian`` the lower triangle is read, and nothing where ``weight`` is one. Inputs whose columns do not lie side
+    by side are copied.
     """
     tokens, width = inputs.shape
+    inputs = inputs if inputs.stride(1) == 1 else inputs.contiguous()
 
     def grid(config: dict[str, int]) -> tuple[int]:
         tiles = triton.cdiv(width, config["SIZE"])
         return (tiles * (tiles + 1) // 2,)
 
     kernel = _tuned_32 if inputs.dtype == torch.float32 else _tuned
-    if inputs.stride(1) != 1 or not multiples_of_16(hessian, inputs, width, inputs.stride(0)):
+    if not multiples_of_16(hessian, inputs, width, inputs.stride(0)):
         kernel = _ragged
     launch(
-        kernel, grid, hessian, inputs, tokens, width, float(weight), *inputs.stride(),
+        kernel, grid, hessian, inputs, tokens, width, float(weight), inputs.stride(0),
         TOKENS=_TOKENS, PRECISION=products or precision(), WIDEN=interpreted(),
     )  # fmt: skip

@@ -112,6 +112,15 @@ class Launch:
 
 
 @contextmanager
+def _driver_of(chip: str) -> Iterator[None]:
+    """Inside, the stand-in is the active driver."""
+    driver = triton.runtime.driver
+    with patch.dict(vars(driver)):  # to ask for the driver before would start it, and fail where there is none
+        driver.set_active(StandIn(chip))
+        yield
+
+
+@contextmanager
 def recording(chip: str) -> Iterator[list[Launch]]:
     """Inside, kernels are launched for ``chip`` and nothing runs; yields the list that their launches go to.
 
@@ -139,12 +148,7 @@ def recording(chip: str) -> Iterator[list[Launch]]:
         finally:
             self.cache.clear()
 
-    driver = triton.runtime.driver
-    with (
-        patch.object(driver, "_active", StandIn(chip)),
-        patch.object(Autotuner, "run", run),
-        triton.knobs.runtime.scope(),
-    ):
+    with _driver_of(chip), patch.object(Autotuner, "run", run), triton.knobs.runtime.scope():
         triton.knobs.runtime.jit_cache_hook = keep
         yield launches
 
@@ -152,9 +156,6 @@ def recording(chip: str) -> Iterator[list[Launch]]:
 def compiled(launch: Launch) -> Any:
     """The ``CompiledKernel`` of a launch, made by the JIT as on the chip itself; its errors are the compiler's."""
     function = getattr(import_module(launch.module), launch.kernel)
-    with (
-        patch.object(triton.runtime.driver, "_active", StandIn(launch.chip)),
-        warnings.catch_warnings(),
-    ):
+    with _driver_of(launch.chip), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return function.preload(launch.request)

@@ -46,14 +46,14 @@ _WARPS = {(16, 16): 1, (32, 32): 2, (32, 64): 4, (64, 64): 8}
 @general
 def plan(
     mask, out, index, counts, order, filled, info,
-    rows: tl.int32, width: tl.int32, stride_row: tl.int64, stride_column,
+    rows: tl.int32, width: tl.int32,
     LIMIT1: tl.constexpr, LIMIT2: tl.constexpr, LIMIT3: tl.constexpr, LIMIT4: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """List a row's masked columns, and the row in its bucket. Reads B bytes and writes 6 B."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    taken = tl.load(mask + row * stride_row + columns.to(tl.int64) * stride_column, mask=inside, other=0).to(tl.int32)
+    taken = tl.load(mask + row * width + columns, mask=inside, other=0).to(tl.int32)
     place = tl.cumsum(taken, 0) - 1
     count = tl.sum(taken, 0)
     tl.store(index + row * width + place, columns.to(tl.int16), mask=taken > 0)
@@ -179,7 +179,7 @@ def row_solve(
     """
     rows, width = weights.shape
     gram = gram.contiguous()
-    taken = mask.view(torch.uint8)
+    taken = mask.contiguous().view(torch.uint8)
     products = products or precision()
     buckets = len(LIMITS) + 1
     bytes_per_row = 2 * width + 4 * (buckets + 1)
@@ -197,8 +197,7 @@ def row_solve(
         launch(
             plan, (size,),
             taken[part], out[part], index, counts, order, filled, info[part],
-            size, width, taken.stride(0), taken.stride(1),
-            *LIMITS, BLOCK=max(_BLOCK, triton.next_power_of_2(width)), num_warps=1 if width <= 512 else 4,
+            size, width, *LIMITS, BLOCK=max(_BLOCK, triton.next_power_of_2(width)), num_warps=1 if width <= 512 else 4,
         )  # fmt: skip
         for bucket, pair in enumerate(PAIRS):
             if bucket == 0 or width > LIMITS[bucket - 1]:

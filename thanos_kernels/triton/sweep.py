@@ -49,7 +49,6 @@ def _panel_weights(
 @general
 def sweep(
     factor, weights, mask, errors, rows: tl.int32, width: tl.int32, stride_row: tl.int64, stride_column,
-    mask_row: tl.int64, mask_column: tl.int64,
     ROWS: tl.constexpr, PANEL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The errors E (c, B) for a given mask."""
@@ -62,10 +61,8 @@ def sweep(
             factor, weights, errors, row, column, inside, start, rows, width, stride_row, stride_column,
             PANEL, PANEL, PRECISION,
         )  # fmt: skip
-        chosen = tl.load(
-            mask + row[:, None] * mask_row + column.to(tl.int64)[None, :] * mask_column,
-            mask=(row < rows)[:, None] & inside[None, :], other=0,
-        )  # fmt: skip
+        held = (row < rows)[:, None] & inside[None, :]
+        chosen = tl.load(mask + row[:, None] * width + column[None, :], mask=held, other=0)
         panel = tl.zeros((ROWS, PANEL), tl.float32)
         for j in range(tl.minimum(PANEL, width - start)):
             here = (lane == j)[None, :]
@@ -76,7 +73,7 @@ def sweep(
             error = tl.div_rn(removed, diagonal + removed * 0)
             work = tl.fma(-error[:, None], along[None, :], work)
             panel = tl.where(here, error[:, None], panel)
-        tl.store(errors + row[:, None] * width + column[None, :], panel, mask=(row < rows)[:, None] & inside[None, :])
+        tl.store(errors + row[:, None] * width + column[None, :], panel, mask=held)
         tl.debug_barrier()  # the next panel reads what other threads have stored
 
 
@@ -135,8 +132,8 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, products: str
     if errors.numel():
         launch(
             _tuned, (triton.cdiv(rows, _ROWS),),
-            factor.contiguous(), weights, mask.view(torch.uint8), errors, rows, width,
-            *weights.stride(), *mask.stride(), ROWS=_ROWS, PANEL=_PANEL, PRECISION=products or precision(),
+            factor.contiguous(), weights, mask.contiguous().view(torch.uint8), errors, rows, width,
+            *weights.stride(), ROWS=_ROWS, PANEL=_PANEL, PRECISION=products or precision(),
         )  # fmt: skip
     return errors
 
