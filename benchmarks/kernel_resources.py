@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -134,14 +135,11 @@ def _amd(compiled: Any) -> tuple[int, int, str]:
     return registers, max(4 * spills, scratch), text
 
 
-def measure_all(workers: int, only: str = "") -> list[Resources]:
-    """Every variant whose name holds ``only``, on every chip, in separate processes: the interpreter is off in them."""
+def measure_all(workers: int, only: str = "", chips: Iterable[str] = CHIPS) -> list[Resources]:
+    """Every variant whose name holds ``only``, on these chips, in processes of their own, the interpreter off."""
     os.environ.pop("TRITON_INTERPRET", None)
     jobs = [
-        (name, index)
-        for name, chip in CHIPS.items()
-        for index, variant in enumerate(_variants(chip))
-        if only in variant.name
+        (name, index) for name in chips for index, variant in enumerate(_variants(CHIPS[name])) if only in variant.name
     ]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(pool.map(measure, *zip(*jobs, strict=True)))
@@ -163,8 +161,11 @@ def _markdown(results: list[Resources]) -> str:
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Compilations at a time.")
 @click.option("--only", default="", help="Compile the kernels whose name holds this.")
-def main(as_json: bool, markdown: bool, workers: int, only: str) -> None:
-    results = measure_all(workers, only)
+@click.option(
+    "--chip", "chips", multiple=True, type=click.Choice(list(CHIPS)), help="Compile for this; may be repeated."
+)
+def main(as_json: bool, markdown: bool, workers: int, only: str, chips: tuple[str, ...]) -> None:
+    results = measure_all(workers, only, chips or CHIPS)
     if as_json:
         click.echo(json.dumps([asdict(one) for one in results], indent=1))
     elif markdown:

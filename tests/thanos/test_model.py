@@ -264,11 +264,11 @@ def test_samples_that_do_not_fit_are_refused(tiny_model: Callable[..., Any], tok
 
 
 def test_unsupported_models_are_refused(token_samples: Tensor) -> None:
-    experts = transformers.MixtralConfig(
+    experts = transformers.GptOssConfig(
         vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=4,
     )  # fmt: skip
-    refused(transformers.MixtralForCausalLM(experts), token_samples, "experts fused into one parameter of 4 x 96 x 32")
+    refused(transformers.GptOssForCausalLM(experts), token_samples, "experts fused into one parameter of 4 x 32 x 96")
     both = transformers.T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     refused(transformers.T5ForConditionalGeneration(both), token_samples, "encoder-decoder")
 
