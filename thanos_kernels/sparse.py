@@ -141,7 +141,9 @@ def multiply_many(inputs: Tensor, weight: Weight, bias: Tensor | None, out: Tens
         count = min(tile, rows - first)
         part = slice(first, first + count)
         decoded = weight.decode(first, count, None if scratch is None else scratch[:count])
-        if bias is None:
+        if count == 1:  # PyTorch 2.8 computes a strided output of one bfloat16 column wrongly
+            out[:, part] = torch.nn.functional.linear(inputs, decoded, None if bias is None else bias[part])
+        elif bias is None:
             torch.mm(inputs, decoded.T, out=out[:, part])
         else:
             torch.addmm(bias[part], inputs, decoded.T, out=out[:, part])
