@@ -125,7 +125,7 @@ def machine() -> dict[str, str]:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
-    facts["native extension"] = "built" if native.available() else "not built"
+    facts["native extension"] = "built" if native.available() else native.ABSENCE
     facts["CUDA / ROCm of torch"] = torch.version.cuda or torch.version.hip or "none"
     facts["driver"] = _driver()
     devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)

@@ -48,7 +48,7 @@ class Bitmask:
         """Rows ``first`` to ``first + count`` as they were, zeros positive; in ``out`` (count, b) where given."""
         count = self.shape[0] - first if count is None else count
         out = self.values.new_empty((count, self.shape[1])) if out is None else out
-        if _native(self.values):
+        if native.ready(self.values):
             arguments = (self.values.data_ptr(), self.bits.data_ptr(), self.starts.data_ptr())
             _EXTENSION.bitmask_decode(*arguments, *self.shape, first, count, *_output(out))
             return out
@@ -73,7 +73,7 @@ class Rows24:
     def decode(self, first: int = 0, count: int | None = None, out: Tensor | None = None) -> Tensor:
         """Rows ``first`` to ``first + count`` as they were; in ``out`` (count, b) where given, on the CPU."""
         count = self.shape[0] - first if count is None else count
-        if _native(self.values):
+        if native.ready(self.values):
             out = self.values.new_empty((count, self.shape[1])) if out is None else out
             arguments = (self.values.data_ptr(), self.metadata.data_ptr())
             _EXTENSION.sparse24_decode(*arguments, *self.shape, first, count, *_output(out))
@@ -110,7 +110,7 @@ Weight = Bitmask | Rows24 | Dense
 def few(inputs: Tensor, *, dense: bool = False) -> bool:
     """Whether ``inputs`` (tokens, b) are few enough for the kernels, of a kind they take, and on the CPU."""
     limits = FEW_TOKENS_DENSE if dense else FEW_TOKENS
-    return inputs.shape[0] <= limits.get(inputs.dtype, 0) and _native(inputs)
+    return inputs.shape[0] <= limits.get(inputs.dtype, 0) and native.ready(inputs)
 
 
 def multiply_few(inputs: Tensor, weight: Weight, bias: Tensor | None, out: Tensor, targets: Tensor | None) -> None:
@@ -163,7 +163,7 @@ def _tile(rows: int, columns: int, like: Tensor) -> Tensor:
 
 def gather_columns(inputs: Tensor, columns: Tensor) -> Tensor:
     """``inputs[:, columns]`` for inputs (tokens, b), contiguous, and columns (kept,) int64, all from 0 to below b."""
-    if not _native(inputs) or inputs.itemsize not in (2, 4):
+    if not native.ready(inputs) or inputs.itemsize not in (2, 4):
         return inputs.index_select(1, columns)
     out = inputs.new_empty((len(inputs), len(columns)))
     arguments = (inputs.data_ptr(), columns.data_ptr(), out.data_ptr())
@@ -189,10 +189,6 @@ def starts_of(bits: Tensor) -> Tensor:
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=starts[1:])
     return torch.from_numpy(starts).to(bits.device)
-
-
-def _native(tensor: Tensor) -> bool:
-    return native.available() and tensor.device.type == "cpu"
 
 
 def _machine(tensor: Tensor) -> tuple[int, int]:
