@@ -82,10 +82,10 @@ def search_mask(
     if isinstance(pattern, Structured) or schedule.stages == 0 or len(rows) == 0:
         return refit(target, pruned, mask, hessian, damping, sweeps=sweeps, backend=backend)
     start = refit(target, pruned, mask, hessian, damping, sweeps=0, backend=backend)
-    given = [tensor[rows] for tensor in (target, pruned, mask)]
-    select = _selection(pattern, given[2], by_row, backend)
-    guess, found_mask = _search(*given, hessian, damping, select, schedule, backend)
-    found = refit(given[0], guess, found_mask, hessian, damping, sweeps=sweeps, backend=backend)
+    goal, first, first_mask = target[rows], pruned[rows], mask[rows]
+    select = _selection(pattern, first_mask, by_row, backend)
+    guess, found_mask = _search(goal, first, first_mask, hessian, damping, select, schedule, backend)
+    found = refit(goal, guess, found_mask, hessian, damping, sweeps=sweeps, backend=backend)
 
     lower = found.loss_after < start.loss_before[rows]
     if not (by_row or isinstance(pattern, SemiStructured)):  # rows exchange weights: all of them or none

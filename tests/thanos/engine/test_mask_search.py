@@ -57,6 +57,32 @@ def test_pattern_and_counts_are_kept_and_the_loss_never_rises(
     assert float(result.loss_after.sum()) == pytest.approx(loss, rel=tolerance, abs=1e-6)
 
 
+@pytest.mark.parametrize("pattern", ["0.5", "2:4"])
+@pytest.mark.parametrize("stages", [3, 6])
+def test_the_search_is_admm_as_the_textbook_has_it(pattern: str, stages: int) -> None:
+    weight, hessian = oracle.layer(12, 32, seed=3)
+    pruned = prune_weight(weight, hessian, pattern)
+    schedule = Schedule(stages=stages, rounds=3)
+    result = search_mask(
+        weight, pruned.weight, pruned.mask, hessian, 0.01, parse_pattern(pattern), schedule=schedule, sweeps=3
+    )
+    mask = oracle.admm(
+        weight,
+        pruned.weight,
+        pruned.mask,
+        hessian,
+        n_of_m=(2, 4) if ":" in pattern else None,
+        rho=schedule.rho,
+        stages=stages,
+        rounds=3,
+        growth=schedule.growth,
+    )
+    assert not torch.equal(mask, pruned.mask)
+    same = (result.mask == mask).all(1)  # a row of n:m that did not gain keeps its start
+    assert (same | (result.mask == pruned.mask).all(1)).all()
+    assert same.float().mean() > 0.7
+
+
 def test_the_search_comes_near_the_best_of_all_masks() -> None:
     found, exact, started = 0.0, 0.0, 0.0
     for seed in range(4):
