@@ -12,6 +12,8 @@ import thanos_kernels as kernels
 from thanos.engine.refine import SWEEPS, Refined, check_layer, refit
 from thanos.pattern import Pattern, SemiStructured, Structured
 
+_STRIP = 512
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -28,7 +30,7 @@ class Schedule:
         ValueError: numbers that cannot be.
     """
 
-    rho: float = 0.1
+    rho: float = 0.03
     stages: int = 8
     rounds: int = 4
     growth: tuple[float, float, float] = (2.2, 1.7, 1.3)
@@ -138,7 +140,7 @@ def _search(
         if int(info):
             break
         fast = stage < schedule.stages - 1 and kernels.bfloat16_pays(both)
-        inverse = (upper.T @ upper).mul_(rho)
+        inverse = _scaled_inverse(upper, rho)
         inverse = inverse.bfloat16() if fast else inverse
         before = mask
         for _ in range(schedule.rounds):
@@ -154,3 +156,12 @@ def _search(
         later = schedule.next_rho(rho, exchanged)
         rho, carried = later, rho / later
     return torch.where(mask, 0, both).div_(scale), mask
+
+
+def _scaled_inverse(upper: Tensor, scale: float) -> Tensor:
+    """``scale * U.T @ U`` of an upper triangular U (b, b), a strip of rows at a time: a third of a dense product."""
+    product = torch.zeros_like(upper)
+    for start in range(0, len(upper), _STRIP):
+        strip = upper[start : start + _STRIP, start:]
+        product[start:, start:].addmm_(strip.T, strip, alpha=scale)
+    return product

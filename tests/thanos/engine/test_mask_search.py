@@ -62,7 +62,7 @@ def test_pattern_and_counts_are_kept_and_the_loss_never_rises(
 def test_the_search_is_admm_as_the_textbook_has_it(pattern: str, stages: int) -> None:
     weight, hessian = oracle.layer(12, 32, seed=3)
     pruned = prune_weight(weight, hessian, pattern)
-    schedule = Schedule(stages=stages, rounds=3)
+    schedule = Schedule(rho=0.1, stages=stages, rounds=3)
     result = search_mask(
         weight, pruned.weight, pruned.mask, hessian, 0.01, parse_pattern(pattern), schedule=schedule, sweeps=3
     )
