@@ -31,8 +31,8 @@ class Schedule:
     """
 
     rho: float = 0.03
-    stages: int = 8
-    rounds: int = 4
+    stages: int = 5
+    rounds: int = 8
     growth: tuple[float, float, float] = (2.2, 1.7, 1.3)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import thanos_kernels as kernels
 
-SWEEPS = 6
+SWEEPS = 4
 BLOCK = 128
 _ROWS_AT_ONCE = 1024
 
