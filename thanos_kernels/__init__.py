@@ -1,7 +1,7 @@
 """The operations of the pruning engine, on tensors: each in plain PyTorch, in C++ for the CPU, in Triton for GPUs."""
 
 from thanos_kernels.dispatch import BACKENDS, backends
-from thanos_kernels.linalg import empty_aligned
+from thanos_kernels.linalg import bfloat16_pays, empty_aligned
 from thanos_kernels.ops import (
     MAX_DAMPING,
     accumulate_hessian,
@@ -29,6 +29,7 @@ __all__ = [
     "Packed24",
     "accumulate_hessian",
     "backends",
+    "bfloat16_pays",
     "column_sweep",
     "column_sweep_n_of_m",
     "damp",
