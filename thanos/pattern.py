@@ -195,7 +195,9 @@ def _parse_axis(part: str, text: str) -> Axis:
     """One summand: ``name:share``, ``name:count``, with ``@sets`` for depth."""
     match = re.fullmatch(rf"([a-z-]+):(?:{_NUMBER})(?:@(\d+))?", part)
     if not match or match[1] not in AXES:
-        raise ValueError(f"pattern {text!r}: {part!r} is none of channels:0.25, heads:0.25, kv-heads:1, depth:6, experts:0.5")
+        raise ValueError(
+            f"pattern {text!r}: {part!r} is none of channels:0.25, heads:0.25, kv-heads:1, depth:6, experts:0.5"
+        )
     name, digits, exponent, percent, sets = match.groups()
     many = int(sets) if sets else None
     if digits.isdigit() and not exponent and not percent and int(digits) > 0:

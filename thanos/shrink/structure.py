@@ -1,4 +1,4 @@
-"""Which slices of a block's parameters belong to a feed-forward channel or to a head, found by differentiating the block.
+"""Which slices of a block's parameters belong to a channel or a head, found by differentiating the block.
 
 Every linear layer's output is replaced by random numbers, and the input of each layer is differentiated with respect to
 them. A layer whose every input channel depends on rows of its own, at the same token, reads a feed-forward's hidden
