@@ -87,6 +87,9 @@ class Structured:
             )
 
 
+IMPORTANCES = ("obs", "wanda", "magnitude", "fisher", "forward")
+"""What decides which channels and heads of a smaller model go."""
+
 AXES = ("channels", "heads", "kv-heads", "depth", "experts")
 
 

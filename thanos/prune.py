@@ -19,7 +19,7 @@ from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, pa
 from thanos.commands.quiet import silence_libraries
 from thanos.engine.layer import check_options
 from thanos.engine.methods import METHODS
-from thanos.pattern import Pattern, parse_pattern
+from thanos.pattern import IMPORTANCES, Pattern, Shrink, parse_any_pattern
 
 
 def _regex(text: str) -> str:
@@ -39,7 +39,9 @@ class _Run:
 
     model: str
     output: Path
-    pattern: Pattern
+    pattern: Pattern | Shrink
+    importance: str
+    multiple: int
     method: str
     block_size: int | None
     outlier_fraction: float
@@ -64,8 +66,21 @@ class _Run:
 @click.option(
     "--pattern",
     default="0.5",
-    callback=parsed(parse_pattern),
-    help="What to remove: a share of the weights (0.5 or 50%), n of every m (2:4), or whole columns (structured:0.3).",
+    callback=parsed(parse_any_pattern),
+    help="What to remove: a share of the weights (0.5 or 50%), n of every m (2:4), whole columns (structured:0.3), or "
+    "for a smaller model channels:0.25, heads:0.25, kv-heads:1, depth:6, experts:0.5 and sums of them with +.",
+)
+@click.option(
+    "--importance",
+    default="obs",
+    type=click.Choice(list(IMPORTANCES)),
+    help="Which channels and heads of a smaller model go.",
+)
+@click.option(
+    "--multiple",
+    default=64,
+    type=click.IntRange(min=1),
+    help="Widths of a smaller model are rounded to a multiple of it; 256 suits llama.cpp's K-quants.",
 )
 @click.option("--method", default="thanos", type=click.Choice(list(METHODS)), help="How to choose and compensate.")
 @click.option("--block-size", type=click.IntRange(min=1), help="Columns per block.  [default: 128; 512 for n:m]")
@@ -130,10 +145,12 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     from thanos.commands.display import display
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
+    from thanos.shrink import shrink_model
     from thanos.text import load_samples
     from thanos.walk.model import prune_model
 
-    check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)
+    if not isinstance(run.pattern, Shrink):
+        check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)
     checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     config = checkpoint.load_config(run.model)
     length = _length(run, checkpoint.max_length(config), default_length)
@@ -161,20 +178,35 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
         scores.update({name: value, "source": run.evaluate, "sequence_length": length})
 
     score("dense")
-    with display(console) as shown:
-        report = prune_model(
-            model,
-            samples.tokens,
-            run.pattern,
-            method=run.method,
-            block_size=run.block_size,
-            outlier_fraction=run.outlier_fraction,
-            damping=run.damping,
-            exclude=run.exclude,
-            passes=run.passes,
-            device=device,
-            progress=shown.walked,
-        )
+    if isinstance(run.pattern, Shrink):
+        with display(console) as shown:
+            shrunk = shrink_model(
+                model,
+                samples.tokens,
+                run.pattern,
+                importance=run.importance,
+                multiple=run.multiple,
+                damping=run.damping,
+                device=device,
+                progress=shown.walked,
+                note=say,
+            )
+        model, report = shrunk.model, shrunk.report
+    else:
+        with display(console) as shown:
+            report = prune_model(
+                model,
+                samples.tokens,
+                run.pattern,
+                method=run.method,
+                block_size=run.block_size,
+                outlier_fraction=run.outlier_fraction,
+                damping=run.damping,
+                exclude=run.exclude,
+                passes=run.passes,
+                device=device,
+                progress=shown.walked,
+            )
     score("pruned")
     report = dataclasses.replace(
         report,

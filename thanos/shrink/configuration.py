@@ -44,7 +44,7 @@ def smaller_config(model: nn.Module, shape: Shape, expected: Shapes) -> Any:
             read = type(config).from_dict(config.to_dict())  # as from_pretrained will
             built = _empty(type(model), read)
         except Exception as error:  # whatever the model's code raises
-            problem = " ".join(str(error).split(":")[-1].split()).rstrip(".") or type(error).__name__
+            problem = _last_line(error)
             continue
         shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
         if shapes == dict(expected):
@@ -66,6 +66,12 @@ def describe(shape: Shape) -> str:
     if shape.experts:
         words.append(f"{shape.experts[1]} experts")
     return " with ".join(words)
+
+
+def _last_line(error: Exception) -> str:
+    """What transformers' validators say, without their own preface."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip().removeprefix("ValueError: ").rstrip(".!")
 
 
 def _empty(kind: Any, config: Any) -> nn.Module:

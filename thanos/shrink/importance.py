@@ -16,8 +16,6 @@ from thanos.shrink.stream import Inputs
 from thanos.shrink.structure import Site
 from thanos.walk.replay import run_model
 
-IMPORTANCES = ("obs", "wanda", "magnitude", "fisher", "forward")
-
 
 def column_scores(kind: str, weight: Tensor, inputs: Inputs) -> Tensor:
     """(b,), of the columns of a weight (c, b); those of a head are added up.

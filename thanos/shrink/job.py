@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from thanos.walk.decoder import Layer, find_decoder
 from thanos.walk.model import Progress
 from thanos.walk.plan import make_plan
 from thanos.walk.replay import run_model
+
+_TRIAL_TOKENS = 4096  # that decide how heads are shared out
 
 
 class Job:
@@ -156,7 +159,7 @@ class Job:
         reports: list[LayerReport] = []
         extra: dict[str, Any] = {}
         if self.depth:
-            with self.clock("depth"):
+            with self._timed("depth"):
                 chain = self._chain()
                 removed = depth_to_remove(chain, self.samples, self.depth, self._scored(progress))
             extra["removed_blocks"] = removed.blocks
@@ -177,6 +180,10 @@ class Job:
             passes=2,
             seconds=self.clock.stop(),
         )
+
+    def _timed(self, part: str) -> AbstractContextManager[None]:
+        self.clock.seconds.setdefault(part, 0.0)
+        return self.clock(part)
 
     def _chain(self) -> Chain:
         return Chain(self.model, self.decoder.blocks, self.samples[:1, :PROBE])
@@ -200,6 +207,9 @@ class Job:
         self.sites = [self.sites[index] for index in staying] if self.sites else []
 
     def _walk(self, progress: Callable[[Progress], None] | None) -> list[LayerReport]:
+        if len(self.heads) > 1:
+            with self._timed("heads"):
+                self.heads = [self._cheaper_heads()]
         sites = [list(self._wanted_sites(index)) for index in range(len(self.decoder.blocks))]
         fisher = self._fisher(sites)
         plan = make_plan(self.model, self.decoder, self.samples, 2, self.batch_size, None, self.device, self.clock)
@@ -229,6 +239,36 @@ class Job:
         self._build(kept)
         return reports
 
+    def _cheaper_heads(self) -> HeadGoal:
+        """Of two ways to remove as many query heads the one that costs less, over a part of the samples."""
+        samples = self.samples[: max(1, _TRIAL_TOKENS // self.samples.shape[1])]
+        plan = make_plan(self.model, self.decoder, samples, 2, self.batch_size, None, self.device, Clock())
+        stream = Stream(plan.batches, Clock())
+        number = {id(block): index for index, block in enumerate(self.decoder.blocks)}
+        losses = dict.fromkeys(self.heads, 0.0)
+        for turn in range(len(plan.store)):
+            block = plan.store.load(turn, plan.device)
+            site = self.sites[number[id(block)]].heads
+            assert site is not None
+            sink = block.get_submodule(site.name)
+            inputs = stream.collect(block, turn, sink, self.backend)
+            weight = Layer(site.name, sink).weight.to(inputs.hessian.dtype)
+            energy = float(kernels.row_energy(weight.contiguous(), inputs.hessian, backend=self.backend).sum())
+            upper, _, _ = kernels.inverse_factor(inputs.hessian, self.damping, backend=self.backend)
+            for goal in self.heads:
+                removal, _ = remove_heads(site, weight, upper, inputs, goal, "obs", None)
+                losses[goal] += removal.loss / max(energy, 1e-30)
+            stream.leave(block, turn)
+            plan.store.store(turn)
+        best = min(self.heads, key=lambda goal: losses[goal])
+        self.became = [
+            f"{sentence.partition(' become ')[0]} become {best.heads} in {best.groups} groups"
+            if " or " in sentence
+            else sentence
+            for sentence in self.became
+        ]
+        return best
+
     def _wanted_sites(self, index: int) -> list[Site]:
         sites = self.sites[index]
         wanted = [sites.heads if self.heads else None, sites.channels if self.width else None]
@@ -242,7 +282,7 @@ class Job:
             for index, some in enumerate(sites)
             for site in some
         ]
-        with self.clock("fisher"):
+        with self._timed("fisher"):
             return fisher_scores(self.model, sinks, self.samples)
 
     def _cut(

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thanos.pattern import Shrink, parse_any_pattern
+from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos.report import ModelReport
-from thanos.shrink.importance import IMPORTANCES
 from thanos.shrink.job import Job
 from thanos.walk.memory import freed_memory_kept
 from thanos.walk.model import Progress
