@@ -17,7 +17,7 @@ from thanos.shrink.configuration import Shape, smaller_config
 from thanos.shrink.depth import depth_to_remove
 from thanos.shrink.goals import HeadGoal, channels_to_keep, head_goals, whole_count
 from thanos.shrink.importance import fisher_scores, remove_channels, remove_heads
-from thanos.shrink.probe import block_prefix, check_samples, linear_weights, probe_sites
+from thanos.shrink.probe import block_prefix, linear_weights, probe_sites
 from thanos.shrink.rebuild import PROBE, check_same, cut_tensors, kept_slices, rebuilt
 from thanos.shrink.skip import Chain
 from thanos.shrink.stream import Inputs, Stream
@@ -60,7 +60,6 @@ class Job:
         self.damping, self.correction, self.backend = damping, correction, backend
         self.batch_size, self.device = batch_size, device
         self.became: list[str] = []
-        check_samples(model, samples)
         if any(axis.sets for axis in pattern.axes):
             raise ValueError(f"pattern {pattern} keeps the whole model beside its sets: use thanos.guide_depth")
         self.decoder = find_decoder(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,9 @@ from torch import Tensor
 
 from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos.report import ModelReport
+from thanos.shrink.experts import expert_goal, without_experts
 from thanos.shrink.job import Job
+from thanos.shrink.probe import block_weights, check_samples
 from thanos.walk.memory import freed_memory_kept
 from thanos.walk.model import Progress
 
@@ -77,13 +81,51 @@ def shrink_model(
     model.eval()
     try:
         with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
-            job = Job(model, samples, parsed, importance, multiple, damping, correction, batch_size, backend, device)
-            for sentence in job.became if note is not None else ():
-                note(sentence)  # type: ignore[misc]
-            report = job.run(progress)
-            return Shrunk(job.model, report, job.became)
+            check_samples(model, samples)
+            experts = parsed.axis("experts")
+            rest = Shrink(tuple(axis for axis in parsed.axes if axis is not experts))
+            goal = expert_goal(model, experts, samples) if experts else None
+            job = None
+            if rest.axes:
+                job = Job(model, samples, rest, importance, multiple, damping, correction, batch_size, backend, device)
+            became = [*(job.became if job else []), *([goal.became(experts)] if goal and experts else [])]
+            for sentence in became:
+                if note is not None:
+                    note(sentence)
+            report = None
+            if job is not None:
+                report = job.run(progress)
+                model, became[: len(job.became)] = job.model, job.became
+            if experts is not None:
+                begin, before = time.perf_counter(), block_weights(model)
+                goal = expert_goal(model, experts, samples)  # blocks may have gone since
+                model, gone = without_experts(model, goal, samples, importance)
+                report = _with_experts(
+                    report, parsed, importance, before, block_weights(model), gone, time.perf_counter() - begin
+                )
+            assert report is not None
+            report = dataclasses.replace(report, pattern=str(parsed), options={**report.options, "became": became})
+            return Shrunk(model, report, became)
     finally:
         model.train(training)
+
+
+def _with_experts(
+    report: ModelReport | None,
+    pattern: Shrink,
+    importance: str,
+    before: int,
+    after: int,
+    gone: dict[str, list[int]],
+    seconds: float,
+) -> ModelReport:
+    """The record of the experts that went, added to that of the other axes."""
+    if report is None:
+        report = ModelReport(importance, str(pattern), 0.0, 0.0, {}, [], [], {}, 1, {"other": 0.0, "total": 0.0})
+    times = {**report.seconds, "experts": seconds, "total": report.seconds["total"] + seconds}
+    share = 1 - (1 - report.effective_sparsity) * after / before
+    options = {**report.options, "importance": importance, "removed_experts": gone}
+    return dataclasses.replace(report, nominal_sparsity=share, effective_sparsity=share, options=options, seconds=times)
 
 
 def check_shrink_options(importance: str, multiple: int, damping: float, correction: float) -> None:

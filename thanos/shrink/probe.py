@@ -39,6 +39,13 @@ def linear_weights(decoder: Decoder) -> int:
     return sum(layer.weight.numel() for block in decoder.layers for layer in block)
 
 
+def block_weights(model: Any) -> int:
+    """How many weights a model holds beside its embeddings, its output head and its vectors."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    outside = {id(end.weight) for end in ends if end is not None}
+    return sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in outside)
+
+
 def probe_sites(model: Any, decoder: Decoder, samples: Tensor) -> list[Sites]:
     """The sites of each block, in the order of ``decoder.blocks``; blocks of one kind are differentiated once."""
     capture = Capture(model, decoder, samples)

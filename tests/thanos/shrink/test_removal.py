@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_the_update_and_no_other_update_has_less() -> None:
 
 
 def test_a_metric_of_the_output_changes_the_choice() -> None:
-    weight, hessian, upper = problem(6, 30)
+    weight, _, upper = problem(6, 30)
     metric = torch.diag(torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64))
     chosen = cheapest_columns(weight, upper, 10, metric)
     assert chosen.tolist() == cheapest_columns(weight[:1], upper, 10).tolist()
