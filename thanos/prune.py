@@ -145,7 +145,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     from thanos.commands.display import display
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
-    from thanos.shrink import shrink_model
+    from thanos.shrink import ShrinkPlan
     from thanos.text import load_samples
     from thanos.walk.model import prune_model
 
@@ -177,22 +177,25 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
         say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
         scores.update({name: value, "source": run.evaluate, "sequence_length": length})
 
-    score("dense")
+    plan, sets = None, None
     if isinstance(run.pattern, Shrink):
+        plan = ShrinkPlan(
+            model,
+            samples.tokens,
+            run.pattern,
+            importance=run.importance,
+            multiple=run.multiple,
+            damping=run.damping,
+            device=device,
+        )
+        for sentence in plan.became:
+            say(sentence)
+    score("dense")
+    if plan is not None:
         with display(console) as shown:
-            shrunk = shrink_model(
-                model,
-                samples.tokens,
-                run.pattern,
-                importance=run.importance,
-                multiple=run.multiple,
-                damping=run.damping,
-                device=device,
-                progress=shown.walked,
-                note=say,
-            )
-        model, report = shrunk.model, shrunk.report
-    else:
+            shrunk = plan.run(shown.walked)
+        model, report, sets = shrunk.model, shrunk.report, shrunk.sets
+    elif not isinstance(run.pattern, Shrink):
         with display(console) as shown:
             report = prune_model(
                 model,
@@ -217,6 +220,8 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
         checkpoint.save_model(model, tokenizer, folder)
         report.write(folder)
+        if sets is not None:
+            sets.write(folder)
     print_summary(report, console)
     say(f"saved in {run.output}")
 

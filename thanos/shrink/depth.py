@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,11 @@ class Removed:
 
 
 def depth_to_remove(
-    chain: Chain, samples: Tensor, count: int, tell: Callable[[int, int], None] | None = None
+    chain: Chain,
+    samples: Tensor,
+    count: int,
+    protected: Collection[int] = (),
+    tell: Callable[[int, int], None] | None = None,
 ) -> Removed:
     """Choose ``count`` blocks, one at a time, each the one without which the model's output moves least.
 
@@ -38,17 +42,20 @@ def depth_to_remove(
     Args:
         chain: the model and its blocks.
         samples: (N, S), token ids; the last so many as make 2048 tokens judge.
-        count: less than the number of blocks.
+        count: less than the number of blocks that may go.
+        protected: blocks that must stay.
         tell: called with the candidates scored and how many there will be.
     """
     held = samples[-max(1, _TOKENS // samples.shape[1]) :]
-    total = sum(len(chain.blocks) - done for done in range(count))
+    total = sum(len(chain.blocks) - len(protected) - done for done in range(count))
     removed: list[int] = []
     divergences: list[float] = []
     scored = 0
     wanted = [_log_probabilities(chain.logits(sample[None])) for sample in held]
     while len(removed) < count:
-        scores = dict.fromkeys((index for index in range(len(chain.blocks)) if index not in removed), 0.0)
+        scores = dict.fromkeys(
+            (index for index in range(len(chain.blocks)) if index not in {*removed, *protected}), 0.0
+        )
         for number, sample in enumerate(held):
             kept = chain.inputs(sample[None], removed)
             for index in scores:

@@ -48,7 +48,7 @@ class Job:
         device: str | torch.device | None,
     ) -> None:
         self.model, self.samples, self.pattern = model, samples, pattern
-        self.options = {
+        self.options: dict[str, Any] = {
             "importance": importance,
             "multiple": multiple,
             "damping": damping,
@@ -60,8 +60,6 @@ class Job:
         self.damping, self.correction, self.backend = damping, correction, backend
         self.batch_size, self.device = batch_size, device
         self.became: list[str] = []
-        if any(axis.sets for axis in pattern.axes):
-            raise ValueError(f"pattern {pattern} keeps the whole model beside its sets: use thanos.guide_depth")
         self.decoder = find_decoder(model)
         self.prefix = block_prefix(model, self.decoder.blocks)
         self.clock = Clock()
@@ -160,7 +158,7 @@ class Job:
         if self.depth:
             with self._timed("depth"):
                 chain = self._chain()
-                removed = depth_to_remove(chain, self.samples, self.depth, self._scored(progress))
+                removed = depth_to_remove(chain, self.samples, self.depth, tell=self._scored(progress))
             extra["removed_blocks"] = removed.blocks
             extra["divergences"] = removed.divergences
             self._drop_blocks(chain, removed.blocks)

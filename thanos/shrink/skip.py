@@ -61,7 +61,7 @@ class Chain:
 
         def keeper(index: int) -> Callable[..., None]:
             def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                kept[index] = _hidden(args, kwargs)
+                kept[index] = hidden_argument(args, kwargs)
 
             return keep
 
@@ -72,12 +72,16 @@ class Chain:
             run_model(self.model, tokens)
         return kept
 
+    def returns_more(self, index: int) -> int:
+        """How many values a block returns in a tuple beside the hidden states; -1 where it returns these alone."""
+        return self._more.get(index, -1)
+
     @contextmanager
     def _replaced(self, index: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
         more, block = self._more.get(index, -1), self.blocks[index]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden = change(_hidden(args, kwargs))
+            hidden = change(hidden_argument(args, kwargs))
             return hidden if more < 0 else (hidden, *[None] * more)
 
         own = block.__dict__.get("forward")
@@ -90,7 +94,7 @@ class Chain:
                 block.__dict__["forward"] = own
 
 
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def hidden_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The hidden states among a block's arguments: the first (batch, length, width) of floats."""
     for value in [*args, *kwargs.values()]:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3:
