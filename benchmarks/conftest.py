@@ -1,21 +1,24 @@
-"""Prints what each benchmark measured in units of a dense product, beside the number to reach; keeps JSON small."""
+"""Keeps the records of the benchmarks, and prints them in units of a dense product beside the number to reach."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from benchmarks.recording import machine_info, slim
+from benchmarks.machine import describe
+from benchmarks.records import Row, keep, rounded
 
 
 @dataclass
 class Summary:
-    """Rows of (name, value in GE, what to reach or None, share of SparseGPT's time or None), and sentences."""
+    """Records by suite, notes by their names, and sentences."""
 
-    rows: list[tuple[str, float, float | None, float | None]] = field(default_factory=list)
+    records: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
+    notes: dict[str, str] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
 
 
@@ -26,38 +29,45 @@ def _summary(config: pytest.Config) -> Summary:
     return config.stash.setdefault(_SUMMARY, Summary())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--results", type=Path, help="A folder whose SUITE.jsonl takes in the records.")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    summary = _summary(config)
-    if summary.rows:
-        width = max(44, *(len(name) for name, *_ in summary.rows))
-        terminalreporter.write_line("")
-        terminalreporter.write_line(f"{'':{width}s}{'GE':>8s}{'to reach':>10s}{'/ SparseGPT':>13s}")
-        for name, value, limit, ratio in summary.rows:
-            reach = f"{limit:g}" if limit else "-"
-            compared = f"{ratio:.2f}" if ratio else "-"
-            terminalreporter.write_line(f"{name:{width}s}{value:8.2f}{reach:>10s}{compared:>13s}")
-        terminalreporter.write_line("GE: the time of one dense c x b x b float32 product in the same run")
+    summary, write = _summary(config), terminalreporter.write_line
+    if rows := [row for suite in summary.records.values() for row in suite if "ge" in row]:
+        told = [row["name"] + summary.notes[row["name"]] for row in rows]
+        width = max(44, *map(len, told))
+        write(f"\n{'':{width}s}{'GE':>8s}{'to reach':>10s}{'/ SparseGPT':>13s}")
+        for name, row in zip(told, rows, strict=True):
+            limit, ratio = row.get("limit_ge"), row.get("ratio_to_sparsegpt")
+            reach, compared = f"{limit:g}" if limit else "-", f"{ratio:.2f}" if ratio else "-"
+            write(f"{name:{width}s}{row['ge']:8.2f}{reach:>10s}{compared:>13s}")
+        write("GE: the time of one dense c x b x b float32 product in the same run")
     for finding in summary.findings:
-        terminalreporter.write_line(finding)
+        write(finding)
+    if folder := config.getoption("--results"):
+        machine = describe()
+        for suite, rows in summary.records.items():
+            path = keep(folder / f"{suite}.jsonl", [{**rounded(row), "machine": machine} for row in rows])
+            aside = f": {suite}.jsonl holds more, of another machine" if path.stem != suite else ""
+            write(f"{len(rows)} records are in {path}{aside}")
 
 
 @pytest.fixture
-def ge_row(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Call it with (name, value in GE, what to reach or None, share of SparseGPT's time or None) to add a line."""
-    rows = _summary(request.config).rows
-    return lambda name, value, limit=None, ratio=None: rows.append((name, value, limit, ratio))
+def record(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Call it with a record's name, unique in its suite, and its fields; one with ``ge`` is printed, with a note."""
+    summary, suite = _summary(request.config), request.path.stem.removeprefix("test_")
+
+    def take(name: str, *, note: str = "", **fields: object) -> None:
+        summary.records[suite].append({"name": name, **fields})
+        summary.notes[name] = note
+
+    return take
 
 
 @pytest.fixture(scope="session")
 def finding(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Call it with a sentence to print below the table."""
     return _summary(request.config).findings.append
-
-
-def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
-    return machine_info()
-
-
-def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
-    slim(output_json)

@@ -22,8 +22,8 @@ from rich.table import Column, Table
 from benchmarks.smollm2 import NAME, fast_dtype, load_smollm2
 from thanos import load, pack, prune_model
 from thanos.checkpoint import DTYPES, save_model
-from thanos.engine.methods import METHODS, method_named
-from thanos.evaluate import load_tokens, perplexity
+from thanos.options import METHODS, Options
+from thanos.scoring.perplexity import load_tokens, perplexity
 from thanos.text import load_samples
 
 PROMPT = "The capital of France is Paris. The capital of Germany is"
@@ -40,34 +40,24 @@ def main() -> None:
     setting = os.environ.get
     pattern, chosen = setting("PATTERN", "0.5"), setting("METHOD")
     methods = [chosen] if chosen else ["magnitude", "wanda", "sparsegpt", "thanos"]
-    try:
-        for method in methods:
-            method_named(method)
-    except ValueError as error:
-        sys.exit(str(error))
-    console = Console(highlight=False)
     dtype = DTYPES[os.environ["DTYPE"]] if setting("DTYPE") else fast_dtype()
     try:
+        for method in methods:
+            Options.of(pattern, method=method)
         dense, tokenizer = load_smollm2(dtype)
     except ValueError as error:
         sys.exit(str(error))
-    samples = load_samples(
-        setting("CALIBRATION", "builtin"),
-        tokenizer,
-        int(setting("SAMPLES", "32")),
-        int(setting("SEQUENCE_LENGTH", "512")),
-    )
+    console = Console(highlight=False)
+    count, length = int(setting("SAMPLES", "32")), int(setting("SEQUENCE_LENGTH", "512"))
+    samples = load_samples(setting("CALIBRATION", "builtin"), tokenizer, count, length)
     evaluate, windows = setting("EVALUATE", "builtin"), int(setting("WINDOWS", "6"))
     text = load_tokens(evaluate, tokenizer)
     console.print(
         f"{NAME}, {dtype}, pattern {pattern}; calibration: {tuple(samples.tokens.shape)} tokens of "
         f"{samples.source}; perplexity: {windows} windows of 1024 tokens of {evaluate}"
     )
-    table = Table(
-        "method",
-        *(Column(name, justify="right") for name in ("sparsity", "perplexity", "seconds")),
-        "completes the prompt",
-    )
+    numbers = (Column(name, justify="right") for name in ("sparsity", "perplexity", "seconds"))
+    table = Table("method", *numbers, "completes the prompt")
     for method in ["dense", *methods]:
         begin = time.perf_counter()
         model = copy.deepcopy(dense)

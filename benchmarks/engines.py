@@ -26,7 +26,7 @@ from benchmarks.memory import peak_bytes, resident_bytes
 from thanos import prune_model
 from thanos.checkpoint import load_config, load_model, load_tokenizer, save_model
 from thanos.commands.quiet import silence_libraries
-from thanos.evaluate import perplexity
+from thanos.scoring.perplexity import perplexity
 from thanos.walk.decoder import find_decoder
 
 BLOCK_SIZE = 128  # of SparseGPT, in every engine
@@ -65,20 +65,23 @@ class Outcome:
     """What a run took and gave.
 
     Attributes:
-        total: seconds from reading the model to having written it.
-        split: of it, in seconds: input_output, and what the engine tells apart; the rest is ``other``.
+        split: seconds from reading the model to having written it: input_output, what the engine tells apart, other.
         peak_bytes: how far the process grew meanwhile over what it held before it read a model.
         perplexity: of the written model, or None where there is no text.
         sparsity: share of zeros in the weights of the blocks' linear layers.
         threads: that PyTorch computed with.
     """
 
-    total: float
     split: dict[str, float]
     peak_bytes: int
     perplexity: float | None
     sparsity: float
     threads: int
+
+    @property
+    def total(self) -> float:
+        """Seconds of all of it."""
+        return sum(self.split.values())
 
 
 def save_warm_model(model: Path, folder: Path) -> None:
@@ -102,25 +105,21 @@ def run(job: Job) -> Outcome:
 
 
 def _run(job: Job) -> Outcome:
-    with redirect_stderr(StringIO()):  # progress bars; errors reach the caller as they are
-        return _measure(job)
-
-
-def _measure(job: Job) -> Outcome:
     silence_libraries()
     prune = partial(_engine(job.engine), method=job.method, pattern=job.pattern)
     base = resident_bytes()
-    with tempfile.TemporaryDirectory(prefix="thanos-bench-") as scratch:
+    with (
+        redirect_stderr(StringIO()),  # progress bars; errors reach the caller as they are
+        tempfile.TemporaryDirectory(prefix="thanos-bench-") as scratch,
+    ):
         warm, pruned = Path(scratch, "warm"), Path(scratch, "pruned")
         _prune_directory(prune, job.warm, warm, job.samples[:_WARM_SAMPLES, :_WARM_LENGTH])
         gc.collect()
         split: dict[str, float] = {}
-        peak = peak_bytes(
-            lambda: split.update(_prune_directory(prune, job.model, pruned, job.samples)), base=base, interval=0.01
-        )
+        measured = partial(_prune_directory, prune, job.model, pruned, job.samples)
+        peak = peak_bytes(lambda: split.update(measured()), base=base, interval=0.01)
         model = load_model(str(pruned))
         return Outcome(
-            total=sum(split.values()),
             split=split,
             peak_bytes=peak,
             perplexity=None if job.text is None else perplexity(model, None, job.text, sequence_length=job.window),

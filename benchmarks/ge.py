@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from math import log
 from statistics import linear_regression, median
@@ -14,30 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.clock import seconds_of
 from benchmarks.memory import peak_bytes
-from thanos.engine.layer import PrunedWeight
+from benchmarks.records import Row
+from thanos import PrunedWeight
 
 SIZE = int(os.environ.get("THANOS_BENCH_SIZE", "4096"))
 """The width that most of the layer, scaling and operation benchmarks run at; a small one makes a quick run."""
 
+FIT_FROM = 1024  # columns; narrower layers fit into the cache, and say nothing of the growth
 _FEW_TOKENS_BEYOND = 4096  # columns; the Hessian of 2 b tokens would take longer than what it serves
 _SECONDS_OF_ROUNDS = 2.0
 _MOST_ROUNDS = 3
 _LARGE_PRODUCT = 4096**3  # multiplications; a larger one is timed only once
 _products: dict[tuple[int, int], float] = {}  # seconds by shape, the last time
-
-
-def seconds_of(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
-
-
-def best_of(function: Callable[[], object], runs: int) -> float:
-    """Seconds of the fastest of ``runs`` calls, after one to warm up."""
-    function()
-    return min(seconds_of(function) for _ in range(runs))
 
 
 def layer(rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -59,45 +47,6 @@ def layer(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 def fitted_exponent(widths: Sequence[float], seconds: Sequence[float]) -> float:
     """The p of ``seconds ~ width^p`` by least squares over the logarithms of at least two widths."""
     return linear_regression([log(width) for width in widths], [log(one) for one in seconds]).slope
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One benchmark of a layer: the round of the median GE, and the peak memory of all of them.
-
-    Attributes:
-        seconds: of that round.
-        ge_seconds: of one GE, the mean of the products just before and just after that round.
-        steps: seconds by step of that round.
-        peak_floats: in floats of 4 bytes.
-        times_of_rival: median, over the rounds, of its seconds over those of the rival just before; None without one.
-    """
-
-    seconds: float
-    ge_seconds: float
-    steps: dict[str, float]
-    peak_floats: float
-    times_of_rival: float | None = None
-
-    @property
-    def ge(self) -> float:
-        return self.seconds / self.ge_seconds
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """As they stand in a benchmark's ``extra_info``."""
-        return {
-            "seconds": self.seconds,
-            "ge": self.ge,
-            "ge_seconds": self.ge_seconds,
-            "steps": self.steps,
-            "peak_floats": self.peak_floats,
-            "times_of_rival": self.times_of_rival,
-        }
-
-    def share_of_steps(self) -> str:
-        """The steps in GE, for the summary."""
-        return ", ".join(f"{step} {seconds / self.ge_seconds:.2f}" for step, seconds in self.steps.items())
 
 
 def unit_seconds(weight: Tensor, hessian: Tensor) -> float:
@@ -133,7 +82,7 @@ def time_layer(
     *,
     rounds: int | None = None,
     rival: Callable[[], object] | None = None,
-) -> Timed:
+) -> Row:
     """Time ``prune``, a GE before and after each round, so that a machine that slows down slows both.
 
     By default one call warms up, and then come two seconds of rounds, three at most. A layer that promises to take more
@@ -143,6 +92,11 @@ def time_layer(
         prune: returns a :class:`PrunedWeight`, or anything else where there are no steps to report.
         rounds: exactly so many; two or fewer are not warmed up.
         rival: what is timed before each round, to compare with it.
+
+    Returns:
+        ``seconds``, ``ge`` and ``steps`` (seconds by step) of the round of the median GE; ``ge_seconds``, the mean of
+        the products just before and just after it; ``peak_floats``, the peak memory of all rounds in floats of 4 bytes;
+        ``times_of_rival``, the median over the rounds of their seconds over the rival's, or None.
     """
     steps: list[dict[str, float]] = []
     peaks: list[int] = []
@@ -153,25 +107,27 @@ def time_layer(
         result = prune()
         steps.append(result.seconds if isinstance(result, PrunedWeight) else {})
 
-    def unit() -> None:
-        units.append(unit_seconds(weight, hessian))
-
     def before() -> None:
         if rival is not None:
             rivals.append(seconds_of(rival))
-        unit()
+        units.append(unit_seconds(weight, hessian))
 
     promised = unit_seconds(weight, hessian) * (1 + len(hessian) / len(weight))
-    brief = rounds is None and promised < _SECONDS_OF_ROUNDS
-    if brief or (rounds or 1) > 2:
+    if (rounds is None and promised < _SECONDS_OF_ROUNDS) or (rounds or 1) > 2:
         first = seconds_of(lambda: peaks.append(peak_bytes(run)))
         steps.clear()
         rounds = rounds or min(_MOST_ROUNDS, max(1, round(_SECONDS_OF_ROUNDS / first)))
         benchmark.pedantic(run, setup=before, rounds=rounds)
     else:
         benchmark.pedantic(lambda: peaks.append(peak_bytes(run, interval=0.01)), setup=before, rounds=rounds or 1)
-    unit()
+    units.append(unit_seconds(weight, hessian))
     times = benchmark.stats.stats.data
     chosen, around = middle_round(times, units)
-    ratio = median(own / other for own, other in zip(times, rivals, strict=True)) if rivals else None
-    return Timed(times[chosen], around, steps[chosen], max(peaks) / 4, ratio)
+    return {
+        "seconds": times[chosen],
+        "ge": times[chosen] / around,
+        "ge_seconds": around,
+        "steps": steps[chosen],
+        "peak_floats": max(peaks) / 4,
+        "times_of_rival": median(own / other for own, other in zip(times, rivals, strict=True)) if rivals else None,
+    }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from torch import Tensor
 
 from benchmarks import ge, paper
+from benchmarks.clock import best_of
 from benchmarks.ge import SIZE
 from thanos import prune_weight
 
@@ -87,17 +88,12 @@ class Case:
         square = (self.rows, self.columns, self.backend) == (4096, 4096, "auto")
         return LIMITS.get((self.method, self.pattern, self.alpha)) if square else None
 
-    def but(self, method: str, backend: str = "auto") -> Case:
-        """The same layer and pattern by another method."""
-        return Case(**asdict(self) | {"method": method, "backend": backend})
-
-    def run(self) -> Callable[[], Any]:
+    def run(self) -> Any:
         weight, hessian = shared_layer(self.rows, self.columns)
         if self.method == "paper":
-            return lambda: paper.prune(weight, hessian, float(self.pattern))
-        return lambda: prune_weight(
-            weight, hessian, self.pattern, method=self.method, outlier_fraction=self.alpha, backend=self.backend
-        )
+            return paper.prune(weight, hessian, float(self.pattern))
+        options: Any = {"method": self.method, "outlier_fraction": self.alpha, "backend": self.backend}
+        return prune_weight(weight, hessian, self.pattern, **options)
 
 
 def cases() -> list[Case]:
@@ -124,33 +120,26 @@ def measured() -> dict[Case, float]:
 
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_prune_weight(
-    benchmark: Any, ge_row: Callable[..., None], finding: Callable[[str], None], measured: dict[Case, float], case: Case
+    benchmark: Any, record: Callable[..., None], finding: Callable[[str], None], measured: dict[Case, float], case: Case
 ) -> None:
     tflop = 2e-12 * case.rows * case.columns**2
     if tflop > TFLOP:
         pytest.skip(f"its product takes {tflop:.3g} TFLOP: set THANOS_BENCH_TFLOP above {TFLOP:.3g} to run it")
-    baseline = (case.method, case.backend) in BASELINES
-    judged = case.limit or baseline
-    rounds = 1 if case.method == "paper" else 7 if judged else None
-    rival = case.but("thanos").run() if baseline else None
-    timed = ge.time_layer(benchmark, case.run(), *shared_layer(case.rows, case.columns), rounds=rounds, rival=rival)
-    measured[case] = timed.ge
-    peer = case.but("sparsegpt")
+    wanted = BASELINES.get((case.method, case.backend))
+    rounds = 1 if case.method == "paper" else 7 if case.limit or wanted else None
+    rival = replace(case, method="thanos", backend="auto").run if wanted else None
+    found = ge.time_layer(benchmark, case.run, *shared_layer(case.rows, case.columns), rounds=rounds, rival=rival)
+    measured[case] = found["ge"]
+    peer = replace(case, method="sparsegpt", backend="auto")
     if peer not in measured:  # its own test was not selected
-        measured[peer] = ge.best_of(peer.run(), 2) / timed.ge_seconds
-    ratio = timed.ge / measured[peer]
-    benchmark.extra_info |= {
-        "kind": "layer",
-        **asdict(case),
-        "block_size": None,
-        **timed.fields,
-        "ratio_to_sparsegpt": ratio,
-        "limit_ge": case.limit,
-    }
-    ge_row(str(case), timed.ge, case.limit, ratio)
+        measured[peer] = best_of(peer.run, 2) / found["ge_seconds"]
+    ratio = found["ge"] / measured[peer]
+    fields = asdict(case) | found | {"ratio_to_sparsegpt": ratio, "limit_ge": case.limit}
+    record(str(case), kind="layer", **fields)
     if case.limit:
-        ge_row(f"    of it {timed.share_of_steps()}", timed.ge)
-    if timed.times_of_rival is not None:
-        wanted, times = BASELINES[case.method, case.backend], timed.times_of_rival
+        steps = (f"{step} {seconds / found['ge_seconds']:.2f}" for step, seconds in found["steps"].items())
+        finding(f"{case}: {found['ge']:.2f} GE, of it {', '.join(steps)}")
+    if wanted:
         name = "the paper's algorithm" if case.method == "paper" else "SparseGPT by the reference"
-        finding(f"Thanos, 50%, {case.rows} x {case.columns}: {times:.1f} times as fast as {name} (to reach: {wanted})")
+        shape = f"{case.rows} x {case.columns}"
+        finding(f"Thanos, 50%, {shape}: {found['times_of_rival']:.1f} times as fast as {name} (to reach: {wanted})")

@@ -2,8 +2,7 @@
 
 SmolLM2-135M-Instruct by three methods, and a random model of TinyLlama-1.1B's shapes by Thanos. With the extra
 ``peers``, llm-compressor's SparseGPT and Wanda take the same samples, layers and dtype, and ours must be twice as fast.
-Every run has a process of its own, warmed up on a small model (see benchmarks/engines.py); what pytest-benchmark times
-is that process, and ``extra_info["total"]`` the run itself.
+Every run has a process of its own, warmed up on a small model (see benchmarks/engines.py).
 
 Environment variables: THANOS_BENCH_SAMPLES (32), THANOS_BENCH_LENGTH (512), THANOS_BENCH_WINDOWS (16, of 1024 tokens,
 for the perplexity) and THANOS_BENCH_PATTERNS (0.5; such as 0.5,2:4).
@@ -13,15 +12,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks import peers
@@ -29,8 +27,8 @@ from benchmarks.engines import BLOCK_SIZE, DAMPING, Job, Outcome, run, save_warm
 from benchmarks.smollm2 import NAME, fast_dtype, load_smollm2
 from thanos.bench_inference import random_tinyllama
 from thanos.checkpoint import save_model
-from thanos.evaluate import load_tokens
 from thanos.pattern import parse_pattern
+from thanos.scoring.perplexity import load_tokens
 from thanos.text import load_samples
 
 SAMPLES = int(os.environ.get("THANOS_BENCH_SAMPLES", "32"))
@@ -49,7 +47,7 @@ def source(name: str) -> str:
     return str(DATA / name) if (DATA / name).exists() else "builtin"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A model in a directory, with all that its runs share."""
 
@@ -58,47 +56,13 @@ class Case:
     settings: dict[str, str]
 
 
-@dataclass
-class Runs:
+Measure = Callable[[Case, str, str, str], None]
+
+
+@cache
+def outcome(case: Case, engine: str, method: str, pattern: str) -> Outcome:
     """Each run is made once and kept for the comparison."""
-
-    cases: dict[str, Case] = field(default_factory=dict)
-    outcomes: dict[tuple[str, str, str, str], Outcome] = field(default_factory=dict)
-    verdicts: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def outcome(self, case: Case, engine: str, method: str, pattern: str) -> Outcome:
-        key = (case.model, engine, method, pattern)
-        if key not in self.outcomes:
-            self.cases[case.model] = case
-            self.outcomes[key] = run(replace(case.job, engine=engine, method=method, pattern=pattern))
-        return self.outcomes[key]
-
-    def print(self) -> None:
-        console = Console(width=128, highlight=False)
-        parts = ("total", "input_output", "forward", "hessian", "prune", "other")
-        for name, case in self.cases.items():
-            headings = (*(part.replace("input_output", "in/out") for part in parts), "MB", "perplexity", "zeros")
-            table = Table("engine", "method", "pattern", *headings, title=f"{name}, seconds")
-            for (model, *names), found in self.outcomes.items():
-                if model == name:
-                    split = {"total": found.total} | (found.split if "thanos" in names[:1] else {})
-                    seconds = [f"{split[part]:.1f}" if part in split else "" for part in parts]
-                    score = "" if found.perplexity is None else f"{found.perplexity:.2f}"
-                    table.add_row(*names, *seconds, f"{found.peak_bytes / 1e6:.0f}", score, f"{found.sparsity:.3%}")
-            settings = case.settings | (peers.settings() if name == NAME and not peers.missing() else {})
-            console.print(table, *(f"{key}: {text}" for key, text in settings.items()), sep="\n")
-        if self.verdicts:
-            table = Table("against llm-compressor's SparseGPT", "measured", "to reach")
-            for row in self.verdicts:
-                table.add_row(*row)
-            console.print(table)
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    made = Runs()
-    yield made
-    made.print()
+    return run(replace(case.job, engine=engine, method=method, pattern=pattern))
 
 
 def make_case(name: str, model: Any, tokenizer: Any, folder: Path, samples: Tensor, text: Tensor | None) -> Case:
@@ -151,68 +115,72 @@ def tinyllama(folder: Path) -> Case:
     return replace(case, settings={"calibration": f"random, {len(samples)} x {LENGTH} tokens"} | case.settings)
 
 
-def measure(benchmark: Any, runs: Runs, case: Case, engine: str, method: str, pattern: str) -> None:
-    outcome = benchmark.pedantic(runs.outcome, args=(case, engine, method, pattern), rounds=1)
-    scored = 0 if case.job.text is None else len(case.job.text) // WINDOW * (WINDOW - 1)
-    benchmark.extra_info |= {
-        "kind": "model",
-        "model": case.model,
-        "engine": engine,
-        "method": method,
-        "pattern": pattern,
-        "samples": len(case.job.samples),
-        "length": LENGTH,
-        "dtype": case.settings["dtype"],
-        "split": outcome.split if engine == "thanos" else {},
-        "total": outcome.total,
-        "peak_bytes": outcome.peak_bytes,
-        "perplexity": outcome.perplexity,
-        "perplexity_tokens": scored,
-        "settings": {
-            **case.settings,
-            "threads": str(outcome.threads),
-            "effective sparsity": f"{outcome.sparsity:.6f}",
-            **(peers.settings() if engine == "llmcompressor" else {}),
-        },
-    }
-    nominal = parse_pattern(pattern).sparsity
-    assert abs(outcome.sparsity - nominal) < 1e-3, f"{engine} pruned {outcome.sparsity:.2%} instead of {nominal:.2%}"
+@pytest.fixture
+def measure(record: Callable[..., None], finding: Callable[[str], None]) -> Measure:
+    """Call it with a case, an engine, a method and a pattern."""
+
+    def measured(case: Case, engine: str, method: str, pattern: str) -> None:
+        found, text = outcome(case, engine, method, pattern), case.job.text
+        count, told = {"samples": len(case.job.samples), "length": LENGTH}, {"engine": engine, "method": method}
+        name = f"{case.model}, {count['samples']} x {LENGTH} tokens: {engine} {method} {pattern}"
+        settings = case.settings | {"threads": str(found.threads), "effective sparsity": f"{found.sparsity:.6f}"}
+        record(
+            name,
+            kind="model",
+            model=case.model,
+            **told,
+            pattern=pattern,
+            **count,
+            dtype=case.settings["dtype"],
+            split=found.split if engine == "thanos" else {},
+            total=found.total,
+            peak_bytes=found.peak_bytes,
+            perplexity=found.perplexity,
+            perplexity_tokens=0 if text is None else len(text) // WINDOW * (WINDOW - 1),
+            settings=settings | (peers.settings() if engine == "llmcompressor" else {}),
+        )
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in found.split.items())
+        score = f", perplexity {found.perplexity:.2f}" if found.perplexity else ""
+        finding(f"{name}: {found.total:.1f} s ({parts}), {found.peak_bytes / 1e6:.0f} MB{score}")
+        nominal = parse_pattern(pattern).sparsity
+        assert abs(found.sparsity - nominal) < 1e-3, f"{engine} pruned {found.sparsity:.2%} instead of {nominal:.2%}"
+
+    return measured
 
 
 needs_peer = pytest.mark.skipif(bool(peers.missing()), reason=peers.missing())
+each_pattern = pytest.mark.parametrize("pattern", PATTERNS)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@each_pattern
 @pytest.mark.parametrize("method", ["thanos", "sparsegpt", "wanda"])
-def test_smollm2(benchmark: Any, runs: Runs, smollm2: Case, method: str, pattern: str) -> None:
-    measure(benchmark, runs, smollm2, "thanos", method, pattern)
+def test_smollm2(measure: Measure, smollm2: Case, method: str, pattern: str) -> None:
+    measure(smollm2, "thanos", method, pattern)
 
 
 @needs_peer
-@pytest.mark.parametrize("pattern", PATTERNS)
+@each_pattern
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
-def test_smollm2_by_llmcompressor(benchmark: Any, runs: Runs, smollm2: Case, method: str, pattern: str) -> None:
-    measure(benchmark, runs, smollm2, "llmcompressor", method, pattern)
+def test_smollm2_by_llmcompressor(measure: Measure, smollm2: Case, method: str, pattern: str) -> None:
+    measure(smollm2, "llmcompressor", method, pattern)
 
 
 @needs_peer
-@pytest.mark.parametrize("pattern", PATTERNS)
+@each_pattern
 @pytest.mark.parametrize("method", ["thanos", "sparsegpt"])
-def test_twice_as_fast_as_llmcompressor(runs: Runs, smollm2: Case, method: str, pattern: str) -> None:
+def test_twice_as_fast_as_llmcompressor(
+    finding: Callable[[str], None], smollm2: Case, method: str, pattern: str
+) -> None:
     """The perplexity is printed beside its target; only the time fails the run."""
-    ours = runs.outcome(smollm2, "thanos", method, pattern)
-    theirs = runs.outcome(smollm2, "llmcompressor", "sparsegpt", pattern)
-    faster, better = theirs.total / ours.total, ours.perplexity <= theirs.perplexity  # type: ignore[operator]
-    runs.verdicts += [
-        (f"{method} {pattern}: times as fast", f"{faster:.2f}", reach(f"{TIMES_FASTER:g}", faster >= TIMES_FASTER)),
-        (f"{method} {pattern}: perplexity", f"{ours.perplexity:.3f}", reach(f"{theirs.perplexity:.3f}", better)),
-    ]
+    ours = outcome(smollm2, "thanos", method, pattern)
+    theirs = outcome(smollm2, "llmcompressor", "sparsegpt", pattern)
+    faster = theirs.total / ours.total
+    finding(
+        f"{method} {pattern} against llm-compressor's SparseGPT: {faster:.2f} times as fast (to reach: "
+        f"{TIMES_FASTER:g}), perplexity {ours.perplexity:.3f} (to reach: {theirs.perplexity:.3f})"
+    )
     assert faster >= TIMES_FASTER
 
 
-def reach(limit: str, reached: bool) -> str:
-    return f"{limit}, {'reached' if reached else 'MISSED'}"
-
-
-def test_tinyllama(benchmark: Any, runs: Runs, tinyllama: Case) -> None:
-    measure(benchmark, runs, tinyllama, "thanos", "thanos", "0.5")
+def test_tinyllama(measure: Measure, tinyllama: Case) -> None:
+    measure(tinyllama, "thanos", "thanos", "0.5")

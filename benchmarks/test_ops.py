@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
-from benchmarks.ge import SIZE, best_of, layer
+from benchmarks.clock import best_of, waited
+from benchmarks.ge import SIZE, layer
 from thanos_kernels import native
 
 TOKENS = 2048
@@ -30,264 +32,181 @@ if torch.cuda.is_available() and "triton" in kernels.backends():
     DEVICES["triton"] = "cuda"
 
 
-def waited(function: Callable[[], object], device: str) -> Callable[[], None]:
-    """The function, finished on its device when it returns."""
+@lru_cache
+def layer_on(device: str) -> tuple[Tensor, Tensor]:
+    weight, hessian = layer(SIZE, SIZE)
+    return weight.to(device), hessian.to(device)
 
-    def run() -> None:
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    return run
+@lru_cache
+def peaks(device: str) -> dict[str, float]:
+    """Of the device, in flops or bytes a second."""
+    weight, hessian = layer_on(device)
+    half, other = weight.bfloat16(), hessian.bfloat16()
+    source = torch.ones(COPIED, device=device)
+    target = torch.empty_like(source)
+    return {
+        "float32 product": 2 * SIZE**3 / best_of(waited(lambda: weight @ hessian, device), 5),
+        "bfloat16 product": 2 * SIZE**3 / best_of(waited(lambda: half @ other, device), 5),
+        "copy": 8 * COPIED / best_of(waited(lambda: target.copy_(source), device), 9),
+    }
+
+
+class Place:
+    """A backend, and the layer on its device, with as many rows as the backend takes."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend, self.device = backend, DEVICES[backend]
+        self.rows = max(1, SIZE // 8) if backend == "reference" else SIZE
+        self.weight, self.hessian = layer_on(self.device)[0][: self.rows], layer_on(self.device)[1]
+        self.norms = self.hessian.diagonal().sqrt()
+
+    def random_mask(self, width: int) -> Tensor:
+        return torch.rand(self.rows, width, device=self.device) < 0.5
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A device, the layer on it, seconds of one GE, and peaks in flops or bytes a second."""
+class Call:
+    """One call of an operation.
 
-    device: str
-    weight: Tensor
-    hessian: Tensor
-    unit: float
-    peaks: dict[str, float]
+    Attributes:
+        run: the call; it takes ``backend``.
+        columns: of what it works on; ``rows`` are the place's own where not given.
+        work: in flops, or in bytes where the peak is ``copy``.
+        peak: what its rate is compared with.
+        calls: how many a layer takes.
+        dtype: of its operands.
+        product, times: seconds of a float32 product, and how many times as fast the call is to be.
+    """
 
-    @staticmethod
-    def measured(device: str) -> Machine:
-        weight, hessian = (tensor.to(device) for tensor in layer(SIZE, SIZE))
-        half, other = weight.bfloat16(), hessian.bfloat16()
-        source = torch.ones(COPIED, device=device)
-        target = torch.empty_like(source)
-        unit, short, copy = (
-            best_of(waited(function, device), runs)
-            for function, runs in (
-                (lambda: weight @ hessian, 5),
-                (lambda: half @ other, 5),
-                (lambda: target.copy_(source), 9),
-            )
-        )
-        flops = 2 * SIZE**3
-        peaks = {"float32 product": flops / unit, "bfloat16 product": flops / short, "copy": 8 * COPIED / copy}
-        return Machine(device, weight, hessian, unit, peaks)
+    run: Callable[..., object]
+    columns: int
+    work: float
+    peak: str = "float32 product"
+    rows: int | None = None
+    calls: int = 1
+    dtype: str = "float32"
+    product: float | None = None
+    times: float | None = None
 
 
-@pytest.fixture(scope="session")
-def machines() -> dict[str, Machine]:
-    return {device: Machine.measured(device) for device in set(DEVICES.values())}
-
-
-@dataclass
-class Meter:
-    """Measures one operation on one backend."""
-
-    benchmark: Any
-    ge_row: Callable[..., None]
-    backend: str
-    machine: Machine
-
-    @property
-    def rows(self) -> int:
-        return max(1, SIZE // 8) if self.backend == "reference" else SIZE
-
-    @property
-    def weight(self) -> Tensor:
-        return self.machine.weight[: self.rows]
-
-    def random_mask(self, width: int) -> Tensor:
-        return torch.rand(self.rows, width, device=self.machine.device) < 0.5
-
-    def __call__(
-        self,
-        op: str,
-        function: Callable[[], object],
-        columns: int,
-        work: float,
-        peak: str,
-        *,
-        detail: str = "",
-        rows: int | None = None,
-        calls: int = 1,
-        dtype: str = "float32",
-        limit: float | None = None,
-    ) -> float:
-        """Record the fastest of a few calls and return its seconds.
-
-        Args:
-            columns: of what one call works on; ``rows`` are the backend's own where not given.
-            work: of one call, in flops, or in bytes where the peak is ``copy``.
-            calls: how many a layer takes.
-            limit: GE to reach.
-        """
-        rounds = 2 if self.backend == "reference" else 5
-        self.benchmark.pedantic(waited(function, self.machine.device), rounds=rounds, warmup_rounds=1)
-        seconds: float = self.benchmark.stats.stats.min
-        part = 1.0 if rows else self.rows / SIZE
-        ge, rate = seconds * calls / (self.machine.unit * part), work / seconds
-        share = rate / self.machine.peaks[peak]
-        self.benchmark.extra_info |= {
-            "kind": "op",
-            "op": f"{op} {detail}".strip(),
-            "backend": self.backend,
-            "dtype": dtype,
-            "rows": rows or self.rows,
-            "columns": columns,
-            "calls": calls,
-            "seconds": seconds,
-            "ge": ge,
-            "gbytes_per_second" if peak == "copy" else "gflops": rate / 1e9,
-            "peak_share": share,
-            "peak": peak,
-        }
-        unit = "GB/s" if peak == "copy" else "GFLOP/s"
-        size = f"{rows or self.rows} x {columns}"
-        name = f"{self.backend} {op} {detail}".strip()
-        self.ge_row(f"{name}, {dtype}, {size}: {rate / 1e9:.0f} {unit}, {share:.0%} of {peak}", ge, limit)
-        return seconds
-
-
-@pytest.fixture(params=DEVICES)
-def meter(
-    request: pytest.FixtureRequest, benchmark: Any, ge_row: Callable[..., None], machines: dict[str, Machine]
-) -> Meter:
-    torch.manual_seed(0)
-    return Meter(benchmark, ge_row, request.param, machines[DEVICES[request.param]])
-
-
-@pytest.mark.parametrize(("block", "pattern"), [(128, "0.5"), (512, "2:4")])
-def test_row_solve(meter: Meter, block: int, pattern: str) -> None:
+def row_solve(at: Place, block: int, pattern: str) -> Call:
     block = min(block, SIZE)
-    weights, gram = meter.weight[:, :block], meter.machine.hessian[:block, :block]
-    mask = meter.random_mask(block) if pattern == "0.5" else kernels.select_n_of_m(weights, 2, 4)
+    weights, gram = at.weight[:, :block], at.hessian[:block, :block]
+    mask = at.random_mask(block) if pattern == "0.5" else kernels.select_n_of_m(weights, 2, 4)
     flops = float((mask.sum(1).double() ** 3 / 3).sum())
-    meter(
-        "row_solve",
-        lambda: kernels.row_solve_ex(gram, weights, mask, backend=meter.backend),
-        block,
-        flops,
-        "float32 product",
-        detail=pattern,
-        calls=SIZE // block,
-    )
+    return Call(partial(kernels.row_solve_ex, gram, weights, mask), block, flops, calls=SIZE // block)
 
 
-def test_select_smallest(meter: Meter) -> None:
+def select_smallest(at: Place) -> Call:
     half, width = SIZE // 2, min(128, SIZE // 2)  # half is the mean width of what remains
-    weights, norms = meter.weight[:, half:], meter.machine.hessian.diagonal().sqrt()[half:]
-    count = weights.numel() // 2
-    meter(
-        "select_smallest",
-        lambda: kernels.select_smallest(weights, norms, count, width, backend=meter.backend),
-        half,
-        meter.rows * (4 * half + width),
-        "copy",
-        calls=SIZE // width,
-    )
+    weights = at.weight[:, half:]
+    run = partial(kernels.select_smallest, weights, at.norms[half:], weights.numel() // 2, width)
+    return Call(run, half, at.rows * (4 * half + width), "copy", calls=SIZE // width)
 
 
-def test_select_per_row(meter: Meter) -> None:
-    weights, norms = meter.weight, meter.machine.hessian.diagonal().sqrt()
-    meter(
-        "select_per_row",
-        lambda: kernels.select_per_row(weights, norms, SIZE // 2, backend=meter.backend),
-        SIZE,
-        5 * weights.numel(),
-        "copy",
-    )
+def select_per_row(at: Place) -> Call:
+    run = partial(kernels.select_per_row, at.weight, at.norms, SIZE // 2)
+    return Call(run, SIZE, 5 * at.weight.numel(), "copy")
 
 
-def test_select_n_of_m(meter: Meter) -> None:
-    scores = meter.weight.abs()
-    meter(
-        "select_n_of_m",
-        lambda: kernels.select_n_of_m(scores, 2, 4, backend=meter.backend),
-        SIZE,
-        5 * scores.numel(),
-        "copy",
-        detail="2:4",
-    )
+def select_n_of_m(at: Place) -> Call:
+    return Call(partial(kernels.select_n_of_m, at.weight.abs(), 2, 4), SIZE, 5 * at.weight.numel(), "copy")
 
 
-def test_column_sweep(meter: Meter) -> None:
+def column_sweep(at: Place) -> Call:
     block = min(128, SIZE)
-    factor, _, _ = kernels.inverse_factor(meter.machine.hessian[:block, :block])
-    weights, mask = meter.weight[:, :block], meter.random_mask(block)
-    meter(
-        "column_sweep",
-        lambda: kernels.column_sweep(factor, weights, mask, backend=meter.backend),
-        block,
-        float((mask.sum(1).double() ** 2).sum()),
-        "float32 product",
-        detail="0.5",
-        calls=SIZE // block,
-    )
+    factor, _, _ = kernels.inverse_factor(at.hessian[:block, :block])
+    mask = at.random_mask(block)
+    flops = float((mask.sum(1).double() ** 2).sum())
+    return Call(partial(kernels.column_sweep, factor, at.weight[:, :block], mask), block, flops, calls=SIZE // block)
 
 
-def test_column_sweep_n_of_m(meter: Meter) -> None:
+def column_sweep_n_of_m(at: Place) -> Call:
     block = min(512, SIZE)
-    factor, _, _ = kernels.inverse_factor(meter.machine.hessian[:block, :block])
-    weights = meter.weight[:, :block]
-    meter(
-        "column_sweep_n_of_m",
-        lambda: kernels.column_sweep_n_of_m(factor, weights, 2, 4, backend=meter.backend),
-        block,
-        meter.rows * block**2 / 2,  # half of the columns are removed, and each changes all that follow
-        "float32 product",
-        detail="2:4",
-        calls=SIZE // block,
-    )
+    factor, _, _ = kernels.inverse_factor(at.hessian[:block, :block])
+    flops = at.rows * block**2 / 2  # half of the columns are removed, and each changes all that follow
+    run = partial(kernels.column_sweep_n_of_m, factor, at.weight[:, :block], 2, 4)
+    return Call(run, block, flops, calls=SIZE // block)
 
 
-@pytest.mark.parametrize(("dtype", "times"), [(torch.bfloat16, 3.0), (torch.float32, 1.5)])
-def test_accumulate_hessian(meter: Meter, dtype: torch.dtype, times: float) -> None:
+def accumulate_hessian(at: Place, dtype: torch.dtype, times: float) -> Call:
     """To reach: ``times`` as fast as the float32 product of the inputs with themselves."""
-    device = meter.machine.device
-    inputs, name = torch.randn(TOKENS, SIZE, device=device), str(dtype).removeprefix("torch.")
-    product = best_of(waited(lambda: inputs.T @ inputs, device), 3)
-    low, result = inputs.to(dtype), meter.machine.hessian.clone()
-    seconds = meter(
-        "accumulate_hessian",
-        lambda: kernels.accumulate_hessian(result, low, 0.5, backend=meter.backend),
-        SIZE,
-        TOKENS * SIZE * (SIZE + 1),
-        f"{name} product",
-        rows=TOKENS,
-        dtype=name,
-        limit=None if meter.backend == "reference" else product / times / meter.machine.unit,
-    )
-    meter.benchmark.extra_info["times_float32_product"] = product / seconds
+    inputs, name = torch.randn(TOKENS, SIZE, device=at.device), str(dtype).removeprefix("torch.")
+    product = best_of(waited(lambda: inputs.T @ inputs, at.device), 3)
+    run = partial(kernels.accumulate_hessian, at.hessian.clone(), inputs.to(dtype), 0.5)
+    return Call(run, SIZE, TOKENS * SIZE * (SIZE + 1), f"{name} product", TOKENS, 1, name, product, times)
 
 
-def test_inverse_factor(meter: Meter) -> None:
-    hessian = meter.machine.hessian
-    out = torch.empty_like(hessian)
-    meter(
-        "inverse_factor",
-        lambda: kernels.inverse_factor(hessian, out=out, backend=meter.backend),
-        SIZE,
-        2 / 3 * SIZE**3,
-        "float32 product",
-        rows=SIZE,
-    )
+def inverse_factor(at: Place) -> Call:
+    run = partial(kernels.inverse_factor, at.hessian, out=torch.empty_like(at.hessian))
+    return Call(run, SIZE, 2 / 3 * SIZE**3, rows=SIZE)
 
 
-def test_row_energy(meter: Meter) -> None:
-    weights, hessian = meter.weight, meter.machine.hessian
-    meter(
-        "row_energy",
-        lambda: kernels.row_energy(weights, hessian, backend=meter.backend),
-        SIZE,
-        meter.rows * SIZE * (SIZE + 1),
-        "float32 product",
-    )
+def row_energy(at: Place) -> Call:
+    return Call(partial(kernels.row_energy, at.weight, at.hessian), SIZE, at.rows * SIZE * (SIZE + 1))
 
 
-@pytest.mark.parametrize("op", ["pack_24", "unpack_24"])
-def test_packing(meter: Meter, op: str) -> None:
-    backend = "cuda" if meter.backend == "triton" else meter.backend
-    weight = meter.weight.masked_fill(kernels.select_n_of_m(meter.weight, 2, 4), 0).bfloat16()
+def packing(at: Place, op: str) -> Call:
+    weight = at.weight.masked_fill(kernels.select_n_of_m(at.weight, 2, 4), 0).bfloat16()
+    backend = "cuda" if at.backend == "triton" else at.backend  # there is no Triton kernel
     try:
         packed = kernels.pack_24(weight, backend=backend)
     except ValueError as error:
         pytest.skip(str(error))
     moved = weight.nbytes + packed.values.nbytes + packed.metadata.nbytes
     function, operand = (kernels.pack_24, weight) if op == "pack_24" else (kernels.unpack_24, packed)
-    meter(op, lambda: function(operand, backend=backend), SIZE, moved, "copy", dtype="bfloat16")
+    return Call(lambda **_: function(operand, backend=backend), SIZE, moved, "copy", dtype="bfloat16")
+
+
+OPERATIONS: list[tuple[str, Callable[[Place], Call]]] = [
+    ("row_solve 0.5", partial(row_solve, block=128, pattern="0.5")),
+    ("row_solve 2:4", partial(row_solve, block=512, pattern="2:4")),
+    ("select_smallest", select_smallest),
+    ("select_per_row", select_per_row),
+    ("select_n_of_m 2:4", select_n_of_m),
+    ("column_sweep 0.5", column_sweep),
+    ("column_sweep_n_of_m 2:4", column_sweep_n_of_m),
+    ("accumulate_hessian", partial(accumulate_hessian, dtype=torch.bfloat16, times=3.0)),
+    ("accumulate_hessian", partial(accumulate_hessian, dtype=torch.float32, times=1.5)),
+    ("inverse_factor", inverse_factor),
+    ("row_energy", row_energy),
+    ("pack_24", partial(packing, op="pack_24")),
+    ("unpack_24", partial(packing, op="unpack_24")),
+]
+
+
+@pytest.mark.parametrize("backend", DEVICES)
+@pytest.mark.parametrize(("op", "prepare"), OPERATIONS, ids=[op for op, _ in OPERATIONS])
+def test_operation(
+    benchmark: Any, record: Callable[..., None], op: str, prepare: Callable[[Place], Call], backend: str
+) -> None:
+    """The fastest of a few calls."""
+    torch.manual_seed(0)
+    at = Place(backend)
+    call = prepare(at)
+    run = waited(partial(call.run, backend=backend), at.device)
+    benchmark.pedantic(run, rounds=2 if backend == "reference" else 5, warmup_rounds=1)
+    seconds = benchmark.stats.stats.min
+    rows, rate, peak = call.rows or at.rows, call.work / seconds, peaks(at.device)[call.peak]
+    unit = 2 * SIZE**3 / peaks(at.device)["float32 product"]  # seconds of one GE
+    limit = call.product / call.times / unit if call.product and call.times and backend != "reference" else None
+    told = "GB/s" if call.peak == "copy" else "GFLOP/s"
+    fields = {
+        "op": op,
+        "backend": backend,
+        "dtype": call.dtype,
+        "rows": rows,
+        "columns": call.columns,
+        "calls": call.calls,
+        "seconds": seconds,
+        "ge": seconds * call.calls / unit / (1 if call.rows else at.rows / SIZE),
+        "gbytes_per_second" if call.peak == "copy" else "gflops": rate / 1e9,
+        "peak_share": rate / peak,
+        "peak": call.peak,
+        "limit_ge": limit,
+    }
+    if call.product:
+        fields["times_float32_product"] = call.product / seconds
+    note = f": {rate / 1e9:.0f} {told}, {rate / peak:.0%} of {call.peak}"
+    record(f"{backend} {op}, {call.dtype}, {rows} x {call.columns}", note=note, kind="op", **fields)

@@ -15,11 +15,11 @@ import pytest
 from torch import Tensor
 
 from benchmarks import ge, paper
-from benchmarks.ge import SIZE
+from benchmarks.ge import FIT_FROM, SIZE
+from benchmarks.records import Row
 from thanos import prune_weight
 
 WIDTHS = [512, 1024, 2048, 4096, 8192]
-FIT_FROM = 1024  # columns; narrower layers fit into the cache
 LIMIT = 3.1
 BLOCK_SIZES = [32, 64, 128, 256, 512, 1024]
 DEFAULT_BLOCK = 128
@@ -49,49 +49,32 @@ def exponents(curves: dict[str, dict[int, float]], finding: Callable[[str], None
 
 @pytest.mark.parametrize("method", ["sparsegpt", "thanos", "paper"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_width(benchmark: Any, ge_row: Callable[..., None], curves: Any, width: int, method: str) -> None:
+def test_width(benchmark: Any, record: Callable[..., None], curves: Any, width: int, method: str) -> None:
     widest = SIZE // 2 if method == "paper" else 2 * SIZE
     if width > widest:
         pytest.skip(f"{method} runs up to {widest} columns: raise THANOS_BENCH_SIZE above {SIZE}")
-    weight, hessian = square(width)
-
-    def prune() -> object:
-        if method == "paper":
-            return paper.prune(weight, hessian, 0.5, block_size=DEFAULT_BLOCK)
-        return prune_weight(weight, hessian, "0.5", method=method, block_size=DEFAULT_BLOCK)
-
-    timed = ge.time_layer(benchmark, prune, weight, hessian, rounds=1 if method == "paper" else None)
-    curves[method][width] = timed.seconds
-    benchmark.extra_info |= {
-        "kind": "width",
-        "rows": width,
-        "columns": width,
-        "method": method,
-        "pattern": "0.5",
-        "block_size": DEFAULT_BLOCK,
-        **timed.fields,
-    }
-    ge_row(f"{method} 0.5, {width} x {width}", timed.ge)
+    found = measured(benchmark, width, method, "0.5", DEFAULT_BLOCK, rounds=1 if method == "paper" else None)
+    curves[method][width] = found["seconds"]
+    record(f"{method} 0.5, {width} x {width}", kind="width", **found)
 
 
 @pytest.mark.parametrize("pattern", ["0.5", "2:4"])
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_block_size(benchmark: Any, ge_row: Callable[..., None], block_size: int, pattern: str) -> None:
+def test_block_size(benchmark: Any, record: Callable[..., None], block_size: int, pattern: str) -> None:
     if block_size > SIZE:
         pytest.skip(f"a block has at most {SIZE} columns: raise THANOS_BENCH_SIZE")
-    weight, hessian = square(SIZE)
+    found = measured(benchmark, SIZE, "thanos", pattern, block_size, rounds=2)
+    record(f"thanos {pattern}, {SIZE} x {SIZE}, B = {block_size}", kind="block_size", **found)
+
+
+def measured(benchmark: Any, width: int, method: str, pattern: str, block_size: int, rounds: int | None) -> Row:
+    """The fields of a record of a square layer."""
+    weight, hessian = square(width)
 
     def prune() -> object:
-        return prune_weight(weight, hessian, pattern, block_size=block_size)
+        if method == "paper":
+            return paper.prune(weight, hessian, float(pattern), block_size=block_size)
+        return prune_weight(weight, hessian, pattern, method=method, block_size=block_size)
 
-    timed = ge.time_layer(benchmark, prune, weight, hessian, rounds=2)
-    benchmark.extra_info |= {
-        "kind": "block_size",
-        "rows": SIZE,
-        "columns": SIZE,
-        "method": "thanos",
-        "pattern": pattern,
-        "block_size": block_size,
-        **timed.fields,
-    }
-    ge_row(f"thanos {pattern}, {SIZE} x {SIZE}, B = {block_size}", timed.ge)
+    options = {"rows": width, "columns": width, "method": method, "pattern": pattern, "block_size": block_size}
+    return options | ge.time_layer(benchmark, prune, weight, hessian, rounds=rounds)

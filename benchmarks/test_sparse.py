@@ -4,16 +4,14 @@
 turns; figures are ratios of medians, which carry over between machines better than seconds.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from statistics import median
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.clock import in_turns
 from thanos.compact import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
 from thanos.compact.base import SparseLinear
 from thanos_kernels import native, pack_24, select_n_of_m, sparse
@@ -21,18 +19,6 @@ from thanos_kernels import native, pack_24, select_n_of_m, sparse
 ROWS, COLUMNS = 4096, 11008  # 90 MB in bfloat16: larger than the last-level cache
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the C++ extension")
-
-
-def seconds(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median time of each function, the functions taking turns."""
-    times: list[list[float]] = [[] for _ in runs]
-    for turn in range(repeats + 1):
-        for run, mine in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            if turn:
-                mine.append(time.perf_counter() - start)
-    return [median(mine) for mine in times]
 
 
 def pruned(kind: type[SparseLinear]) -> nn.Linear:
@@ -58,31 +44,20 @@ def pruned(kind: type[SparseLinear]) -> nn.Linear:
         (ColumnPrunedLinear, 512, 1.25),
     ],
 )
-def test_speed_against_the_dense_layer(benchmark: Any, kind: type[SparseLinear], tokens: int, at_least: float) -> None:
+def test_speed_against_the_dense_layer(
+    record: Callable[..., None], finding: Callable[[str], None], kind: type[SparseLinear], tokens: int, at_least: float
+) -> None:
     torch.manual_seed(0)
     linear = pruned(kind)
     layer = kind.from_linear(linear)
     inputs = torch.randn(tokens, COLUMNS, dtype=torch.bfloat16)
     with torch.inference_mode():
-        dense, sparse = seconds([lambda: linear(inputs), lambda: layer(inputs)], 51 if tokens == 1 else 11)
-        benchmark.pedantic(lambda: layer(inputs), rounds=5)
-    benchmark.extra_info |= {
-        "kind": "sparse",
-        "form": kind.__name__,
-        "rows": ROWS,
-        "columns": COLUMNS,
-        "tokens": tokens,
-        "dtype": "bfloat16",
-        "seconds": sparse,
-        "dense_seconds": dense,
-        "times_as_fast": dense / sparse,
-        "at_least": at_least,
-        "bytes_share": layer.weight_bytes / linear.weight.nbytes,
-    }
-    print(
-        f"\n{kind.__name__}, {tokens} tokens: {dense / sparse:.2f} times as fast as dense "
-        f"({dense * 1e3:.1f} ms), {layer.weight_bytes / linear.weight.nbytes:.3f} of its bytes"
-    )
+        dense, sparse = in_turns([lambda: linear(inputs), lambda: layer(inputs)], 51 if tokens == 1 else 11)
+    share, name = layer.weight_bytes / linear.weight.nbytes, f"{kind.__name__}, {tokens} tokens"
+    shape = {"rows": ROWS, "columns": COLUMNS, "tokens": tokens, "dtype": "bfloat16"}
+    times = {"seconds": sparse, "dense_seconds": dense, "times_as_fast": dense / sparse, "at_least": at_least}
+    record(name, kind="sparse", form=kind.__name__, **shape, **times, bytes_share=share)
+    finding(f"{name}: {dense / sparse:.2f} times as fast as dense ({dense * 1e3:.1f} ms), {share:.3f} of its bytes")
     assert dense / sparse >= at_least
 
 
@@ -102,12 +77,12 @@ def test_where_kernels_and_the_library_cross(
     for tokens in (4, 8, 16, 24, 32, 48):
         inputs = torch.randn(tokens, COLUMNS, dtype=dtype)
         with torch.inference_mode():
-            kernel, library = seconds([partial(limited, tokens), partial(limited, 0)], 7)
+            kernel, library = in_turns([partial(limited, tokens), partial(limited, 0)], 7)
         print(f"\n{kind.__name__}, {dtype}, {tokens} tokens: kernel / library {kernel / library:.2f}", end="")
 
 
 def test_packing_runs_at_memory_speed() -> None:
     weight = pruned(Sparse24Linear).weight.data
-    copy, packing = seconds([weight.clone, lambda: pack_24(weight)], 11)
+    copy, packing = in_turns([weight.clone, lambda: pack_24(weight)], 11)
     print(f"\npack_24: {packing / copy:.2f} times a copy of the same bytes")
     assert packing <= 2 * copy

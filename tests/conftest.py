@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,31 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer(tiny_tokenizer: Any) -> Any:
+    """The tiny tokenizer, which puts its ``<s>``, token 1, in front of a text."""
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.fixture(params=["meta", "float64"])
+def other_default(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The body runs with another default device, or another default dtype."""
+    dtype = torch.get_default_dtype()
+    if request.param == "meta":
+        torch.set_default_device("meta")
+    else:
+        torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(dtype)
 
 
 @pytest.fixture

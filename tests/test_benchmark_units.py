@@ -6,11 +6,12 @@ import json
 import os
 import platform
 import sys
+from pathlib import Path
 
 import pytest
 
+from benchmarks import machine, records
 from benchmarks.ge import fitted_exponent, middle_round
-from benchmarks.recording import machine_info, slim
 
 
 @pytest.mark.parametrize("power", [1.0, 2.5, 3.0])
@@ -27,37 +28,51 @@ def test_a_constant_factor_leaves_the_exponent_and_noise_is_averaged() -> None:
 
 
 def test_the_machine_is_described_but_not_named() -> None:
-    text = json.dumps(machine_info())
-    assert platform.node() not in text
-    assert os.getcwd() not in text
-    assert sys.executable not in text
-    assert machine_info()["cores"] == os.cpu_count()
+    text = json.dumps(machine.describe())
+    for secret in (platform.node(), os.getcwd(), sys.executable):
+        assert secret not in text
 
 
-def test_a_report_keeps_its_numbers_and_nothing_else() -> None:
-    one = {
-        "name": "a",
-        "fullname": "benchmarks/a",
-        "group": None,
-        "param": "UNSERIALIZABLE[...]",
-        "options": {"timer": "perf_counter"},
-        "extra_info": {"seconds": 0.123456789, "rows": 4096, "steps": {"factor": 1e-7 / 3}, "limit_ge": None},
-        "stats": {"min": 1 / 3, "rounds": 2, "data": [1.0, 2.0]},
-    }
-    report = {"commit_info": {"branch": "b"}, "machine_info": {"processor": "p"}, "benchmarks": [one]}
-    slim(report)
-    assert report == {
-        "machine_info": {"processor": "p"},
-        "benchmarks": [
-            {
-                "group": None,
-                "name": "a",
-                "fullname": "benchmarks/a",
-                "extra_info": {"seconds": 0.123457, "rows": 4096, "steps": {"factor": 3.33333e-08}, "limit_ge": None},
-                "stats": {"min": 0.333333, "rounds": 2},
-            }
-        ],
-    }
+def test_a_machine_is_told_once() -> None:
+    one = {"processor": "p", "cores": 2, "threads": 1, "memory_gib": 8, "python": "3.11"}
+    rows = [{"machine": one}, {"machine": one}, {"machine": {**one, "cores": 4}}, {"machine": {}}]
+    told = ["Machine: p, 2 cores, 1 thread, 8 GiB of memory, Python 3.11.", "Machine: p, 4 cores,"]
+    assert [sentence.startswith(text) for sentence, text in zip(machine.sentences(rows), told, strict=True)]
+
+
+def test_a_file_has_a_record_a_line_and_its_machine_once(tmp_path: Path) -> None:
+    rows = [{"name": "a ± b", "machine": {"cores": 2}}, {"name": "b", "steps": {}, "machine": {"cores": 2}}]
+    records.write(tmp_path / "x.jsonl", {"command": "c"}, rows)
+    text = (tmp_path / "x.jsonl").read_text()
+    assert len(text.splitlines()) == 3
+    assert text.count("machine") == 1
+    assert records.read(tmp_path / "x.jsonl") == ({"command": "c"}, rows)
+    rows[0]["machine"] = {"cores": 4}
+    records.write(tmp_path / "x.jsonl", {}, rows)
+    assert records.read(tmp_path / "x.jsonl").rows == rows
+
+
+def test_a_partial_run_replaces_its_own_records_and_no_other(tmp_path: Path) -> None:
+    path, here = tmp_path / "layer.jsonl", {"cores": 2}
+    records.keep(path, [{"name": name, "ge": 1.0, "machine": here} for name in "abc"])
+    assert records.keep(path, [{"name": name, "ge": 2.0, "machine": here} for name in "db"]) == path
+    assert [(row["name"], row["ge"]) for row in records.read(path).rows] == [("a", 1), ("b", 2), ("c", 1), ("d", 2)]
+
+
+def test_a_partial_run_on_another_machine_goes_beside_the_file(tmp_path: Path) -> None:
+    path, there = tmp_path / "layer.jsonl", {"cores": 4}
+    records.keep(path, [{"name": name, "machine": {"cores": 2}} for name in "ab"])
+    before = path.read_text()
+    beside = records.keep(path, [{"name": "a", "machine": there}])
+    assert (path.read_text(), beside.name) == (before, "layer.new.jsonl")
+    assert records.keep(path, [{"name": name, "machine": there} for name in "abc"]) == path
+    assert len(records.read(path).rows) == 3
+
+
+def test_floats_keep_six_digits() -> None:
+    value = {"seconds": 0.123456789, "rows": 4096, "steps": {"factor": 1e-7 / 3}, "limit_ge": None}
+    kept = {"seconds": 0.123457, "rows": 4096, "steps": {"factor": 3.33333e-08}, "limit_ge": None}
+    assert records.rounded(value) == kept
 
 
 def test_a_round_is_compared_with_the_products_around_it() -> None:

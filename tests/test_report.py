@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 import random
 import re
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks.experiments.grid import EXPERIMENTS, Run
+from benchmarks.experiments.outliers import KINDS
+from benchmarks.experiments.registry import EXPERIMENTS
+from benchmarks.experiments.run import Run
+from benchmarks.records import read, write
 from benchmarks.report.__main__ import main
-from benchmarks.report.choices import KINDS
 from benchmarks.report.markdown import number, spread, table
 from benchmarks.report.page import MARKERS, PICTURES, drawn, page
-from benchmarks.report.read import SUITES, load
+from benchmarks.report.read import load
 from benchmarks.report.speed import exponent, width_series
 
 STEPS = ("factor", "select", "solve", "update", "loss")
@@ -27,48 +28,50 @@ BASE = {None: 22.6, "0.5": 43.0, "0.45": 36.0, "structured:0.3": 150.0, "4:8": 5
 WORSE = {"dense": 1.0, "magnitude": 11.0, "wanda": 1.15, "sparsegpt": 1.05, "thanos": 1.0}
 
 
-def experiment_row(run: Run, name: str) -> dict[str, Any]:
+def experiment_rows(run: Run, name: str) -> list[dict[str, Any]]:
     noise = random.Random(repr(run))
+    machine = {"processor": "A processor", "threads": 2, "python": "3.11", "torch": "2.13.0"}
+    common = {"run": run.told(), "machine": machine}
+    if name == "outliers":
+        names = [f"model.layers.{b}.{'mlp' if 'ate' in k or 'up' in k or 'down' in k else 'self_attn'}.{k}"
+                 for b in range(30) for k in KINDS]  # fmt: skip
+        shares = ("energy_share", "loss_share", "relative_loss")
+        return [
+            {**common, "name": n, "rows": 576, "outliers": 58} | {share: noise.random() for share in shares}
+            for n in names
+        ]
     nominal = {"structured:0.3": 0.3, "0.45": 0.45, None: 0.0}.get(run.pattern, 0.5)
     keeps = run.pattern is None or run.pattern.startswith("structured")
     effective = nominal * (1 if keeps else 1 - run.alpha) * (0.9 if run.exclude else 1)
     size = 1.0 if run.block_size is None else 1 + 0.02 / run.block_size
     perplexity = BASE[run.pattern] * WORSE[run.method] * (1 - 0.3 * run.alpha) * size * noise.uniform(0.98, 1.02)
-    row: dict[str, Any] = {
-        "run": run.to_dict(),
-        "nominal_sparsity": nominal,
-        "effective_sparsity": effective,
-        "environment": {"processor": "A processor", "threads": 2, "python": "3.11", "torch": "2.13.0"},
-    }
-    if name == "outliers":
-        names = [f"model.layers.{b}.{'mlp' if 'ate' in k or 'up' in k or 'down' in k else 'self_attn'}.{k}"
-                 for b in range(30) for k in KINDS]  # fmt: skip
-        shares = ("energy_share", "loss_share", "relative_loss")
-        row["layers"] = [
-            {"name": n, "rows": 576, "outliers": 58} | {share: noise.random() for share in shares} for n in names
-        ]
-        return row
+    row = {**common, "nominal_sparsity": nominal, "effective_sparsity": effective, "perplexity": perplexity}
     tasks = {
         t: {"accuracy": noise.uniform(0.3, 0.7), "stderr": 0.049, "metric": "acc", "documents": 100} for t in TASKS
     }
     average = {"accuracy": mean(task["accuracy"] for task in tasks.values()), "stderr": 0.02}
     prune = noise.uniform(5, 15) + 40 / (run.block_size or 128)
-    parts = {"forward": 20.0, "hessian": 15.0, "prune": prune, "other": 1.0, "total": 36 + prune}
-    return row | {
-        "perplexity": perplexity,
-        "seconds": None if run.method == "dense" else parts,
-        "zero_shot": {"tasks": tasks, "average": average} if name == "main" and run.seed == 0 else None,
-    }
+    if run.method != "dense":
+        row["seconds"] = {"forward": 20.0, "hessian": 15.0, "prune": prune, "other": 1.0, "total": 36 + prune}
+    if name == "main" and run.seed == 0:
+        row["zero_shot"] = {"tasks": tasks, "average": average}
+    return [row]
 
 
-def experiment(name: str) -> dict[str, Any]:
+def experiment(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The first line and the records."""
     settings = {
         "model": "SmolLM2-135M-Instruct", "dtype": "bfloat16", "calibration": "c4.jsonl", "evaluation": "wikitext2.txt",
         "evaluation_tokens": 8192, "window": 1024, "zero_shot_limit": 100,
     }  # fmt: skip
-    rows = [experiment_row(run, name) for run in EXPERIMENTS[name]()]
-    command = f"python -m benchmarks.experiments {name}"
-    return {"experiment": name, "command": command, "settings": settings, "rows": rows}
+    rows = [row for run in EXPERIMENTS[name].runs for row in experiment_rows(run, name)]
+    return {"command": f"python -m benchmarks.experiments {name}", "settings": settings}, rows
+
+
+def main_rows(**fields: Any) -> list[dict[str, Any]]:
+    """The records of the main table whose runs have these fields."""
+    rows = experiment("main")[1]
+    return [row for row in rows if all(getattr(Run(**row["run"]), key) == value for key, value in fields.items())]
 
 
 def timed(rows: int, columns: int, ge: float) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def layer_records() -> list[dict[str, Any]]:
     found += [(*shapes[0], "sparsegpt", "0.5", 0.0, "reference", 9.0)]
     return [
         {"kind": "layer", "model": model, "layer": layer, "method": method, "pattern": pattern, "alpha": alpha,
-         "block_size": None, "backend": backend, "ratio_to_sparsegpt": times / 1.25, "limit_ge": None,
+         "backend": backend, "ratio_to_sparsegpt": times / 1.25, "limit_ge": None,
          "times_of_rival": 71.5 if method == "paper" else None,
          **timed(c, b, times), **({"steps": {}} if method == "paper" else {})}
         for model, layer, c, b, method, pattern, alpha, backend, times in found
@@ -150,7 +153,7 @@ def sparse_records() -> list[dict[str, Any]]:
     return [{**common, **layer, "bytes_share": 0.563}, {}]
 
 
-RECORDS = {
+SUITES = {
     "layer": layer_records,
     "scaling": scaling_records,
     "ops": op_records,
@@ -159,27 +162,25 @@ RECORDS = {
 }
 
 
-def write_results(folder: Path) -> None:
-    """All result files, made up."""
-    folder.mkdir(parents=True)
-    for name in EXPERIMENTS:
-        (folder / f"{name}.json").write_text(json.dumps(experiment(name)))
-    machine = {"processor": "A processor", "cores": 2, "memory_bytes": 8 << 30, "python": "3.11", "torch": "2.13.0"}
-    for name in SUITES:
-        found = {"machine_info": machine, "benchmarks": [{"name": "x", "extra_info": r} for r in RECORDS[name]()]}
-        (folder / f"{name}.json").write_text(json.dumps(found))
+def results(place: Path) -> Path:
+    return place / "benchmarks" / "results"
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    write_results(tmp_path / "benchmarks" / "results")
+    """A folder laid out as the repository, with all result files, made up."""
+    for name in EXPERIMENTS:
+        write(results(tmp_path) / f"{name}.jsonl", *experiment(name))
+    machine = {"processor": "A processor", "cores": 2, "memory_gib": 8, "python": "3.11", "torch": "2.13.0"}
+    for name, rows in SUITES.items():
+        write(results(tmp_path) / f"{name}.jsonl", {}, [{**row, "machine": machine} for row in rows()])
     return tmp_path
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the plots, which take a second each."""
-    monkeypatch.setattr("benchmarks.report.__main__.drawn", lambda results: [])
+    monkeypatch.setattr("benchmarks.report.__main__.drawn", lambda results: {})
 
 
 def report(place: Path, *options: str) -> Result:
@@ -190,7 +191,7 @@ def report(place: Path, *options: str) -> Result:
 
 
 def text_of(place: Path) -> str:
-    return page(load(place / "benchmarks" / "results"), "plots")
+    return page(load(results(place)), "plots")
 
 
 def section(text: str, title: str) -> str:
@@ -223,16 +224,14 @@ def test_check_tells_a_stale_page_and_writes_nothing(place: Path, undrawn: None)
     assert not (place / "docs").exists()
     report(place)
     assert report(place, "--check").exit_code == 0
-    (place / "benchmarks" / "results" / "alpha.json").unlink()
+    (results(place) / "alpha.jsonl").unlink()
     assert "would change" in report(place, "--check").output
 
 
 def test_main_table_states_mean_deviation_and_effective_sparsity(place: Path) -> None:
     text = text_of(place)
-    rows = [r for r in experiment("main")["rows"] if r["run"]["method"] == "sparsegpt" and r["run"]["pattern"] == "2:4"]
-    plain = [r for r in rows if r["run"]["exclude"] is None]
-    scores = [row["perplexity"] for row in plain]
-    seconds = next(row["seconds"]["total"] for row in plain if row["run"]["seed"] == 0)
+    rows = main_rows(method="sparsegpt", pattern="2:4", exclude=None)
+    scores, seconds = [row["perplexity"] for row in rows], rows[0]["seconds"]["total"]
     expected = f"{mean(scores):.2f} ± {stdev(scores):.2f}"
     found = cells(section(text, "2:4"), "SparseGPT ")
     assert found[2].startswith("50.00%")
@@ -253,16 +252,15 @@ def test_bold_marks_the_best_of_the_same_effective_sparsity(place: Path) -> None
 
 
 def test_paired_differences_are_taken_seed_by_seed(place: Path) -> None:
-    rows = [r for r in experiment("main")["rows"] if r["run"]["pattern"] == "0.5" and not r["run"]["alpha"]]
-    scores = {(row["run"]["method"], row["run"]["seed"]): row["perplexity"] for row in rows}
-    differences = [scores["thanos", seed] - scores["wanda", seed] for seed in range(3)]
+    thanos, wanda = (main_rows(method=method, pattern="0.5", alpha=0.0) for method in ("thanos", "wanda"))
+    differences = [a["perplexity"] - b["perplexity"] for a, b in zip(thanos, wanda, strict=True)]
     found = cells(section(text_of(place), "How sure is that?"), "unstructured 50% | Thanos − Wanda")
     assert found[3] == f"{mean(differences):.2f} ± {stdev(differences):.2f}".replace("-", "−")
     assert found[4] == f"{sum(one < 0 for one in differences)} of 3"
 
 
 def test_the_exponent_is_that_of_the_times(place: Path) -> None:
-    series = width_series(load(place / "benchmarks" / "results"))
+    series = width_series(load(results(place)).of("scaling", "width"))
     assert exponent(series["Thanos"]) == pytest.approx(2.75)
     assert exponent(series["the paper's algorithm"], 1024) == pytest.approx(3.8)
     assert exponent(series["Thanos"][:1]) is None
@@ -286,33 +284,35 @@ def test_peers_stand_side_by_side(place: Path) -> None:
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *SUITES])
 def test_a_missing_file_leaves_its_command(place: Path, name: str) -> None:
-    (place / "benchmarks" / "results" / f"{name}.json").unlink()
+    (results(place) / f"{name}.jsonl").unlink()
     command = f"benchmarks.experiments {name}" if name in EXPERIMENTS else f"pytest benchmarks/test_{name}.py"
     text = text_of(place)
     assert f"Not measured yet: `{'python -m ' if name in EXPERIMENTS else ''}{command}" in text
-    assert set(re.findall(r"\(plots/(\w+)\.png\)", text)) == set(drawn(load(place / "benchmarks" / "results")))
+    assert set(re.findall(r"\(plots/(\w+)\.png\)", text)) == set(drawn(load(results(place))))
 
 
 def test_no_file_at_all_and_partial_ones(place: Path) -> None:
-    folder = place / "benchmarks" / "results"
-    found = experiment("main")
-    (folder / "main.json").write_text(json.dumps({**found, "rows": found["rows"][:4]}))
-    assert f"4 of {len(found['rows'])} runs are there" in text_of(place)
-    (folder / "main.json").write_text(json.dumps({**found, "rows": []}))
-    assert f"0 of {len(found['rows'])} runs are there" in text_of(place)
-    for file in folder.iterdir():
+    head, rows = experiment("main")
+    for kept in (4, 0):
+        write(results(place) / "main.jsonl", head, rows[:kept])
+        assert f"{kept} of {len(rows)} runs are there" in text_of(place)
+    for file in results(place).iterdir():
         file.unlink()
     assert text_of(place).count("Not measured yet") == 14
     assert report(place).exit_code == 0
 
 
+def test_the_records_of_a_run_count_as_one(place: Path) -> None:
+    assert len(read(results(place) / "outliers.jsonl").rows) > 200
+    assert "Not complete" not in text_of(place)
+
+
 def test_a_perplexity_that_is_not_finite_is_said(place: Path) -> None:
-    path = place / "benchmarks" / "results" / "main.json"
-    found = experiment("main")
-    for row in found["rows"]:
-        if row["run"]["method"] == "wanda" and row["run"]["seed"] == 1:
+    head, rows = experiment("main")
+    for row in rows:
+        if row["run"].get("method") == "wanda" and row["run"].get("seed") == 1:
             row["perplexity"] = None
-    path.write_text(json.dumps(found))
+    write(results(place) / "main.jsonl", head, rows)
     assert cells(section(text_of(place), "2:4"), "Wanda")[3] == "not finite"
 
 
@@ -320,16 +320,17 @@ def test_a_perplexity_that_is_not_finite_is_said(place: Path) -> None:
     ("name", "text"),
     [
         ("main", "{"),
-        ("main", '{"rows": []}'),
-        ("main", '{"rows": [1], "command": "", "settings": {}}'),
-        ("layer", '{"benchmarks": {}}'),
-        ("layer", '{"benchmarks": [{"extra_info": {"kind": "layer"}}]}'),
-        ("alpha", '{"rows": [{"run": {"beta": 1}}], "command": "", "settings": {}}'),
-        ("gpu", "[]"),
+        ("main", ""),
+        ("main", '{"command": "", "settings": {}}\n[1]'),
+        ("main", '{"command": "", "settings": {}}\n{"run": {}}'),
+        ("main", '{"command": ""}'),
+        ("layer", '{}\n{"kind": "layer"}'),
+        ("alpha", '{"command": "", "settings": {}}\n{"run": {"beta": 1}}'),
+        ("gpu", '{}\n{"kind": "layer"}'),
     ],
 )
 def test_a_damaged_file_is_named_in_one_sentence(place: Path, name: str, text: str) -> None:
-    (place / "benchmarks" / "results" / f"{name}.json").write_text(text)
+    (results(place) / f"{name}.jsonl").write_text(text)
     result = report(place)
     assert result.exit_code == 1
     assert len(result.output.strip().splitlines()) == 1
@@ -350,9 +351,9 @@ def test_findings_are_included_verbatim(place: Path) -> None:
 
 def test_the_gpu_table_is_empty_until_measured(place: Path) -> None:
     assert "No GPU time has been measured yet" in text_of(place)
-    layers = [{"rows": 4096, "columns": 4096, "method": "thanos", "pattern": "2:4", "seconds": 0.0123, "ge": 1.5}]
-    found = {"device": "Some GPU", "layers": layers, "models": []}
-    (place / "benchmarks" / "results" / "gpu-one.json").write_text(json.dumps(found))
+    layer = {"kind": "layer", "rows": 4096, "columns": 4096, "method": "thanos", "pattern": "2:4"}
+    machine = {"machine": {"gpu": "Some GPU"}}
+    write(results(place) / "gpu-one.jsonl", {}, [{**layer, "seconds": 0.0123, "ge": 1.5, **machine}])
     text = section(text_of(place), "GPU")
     assert "Some GPU" in text
     assert cells(text, "Thanos") == ["Thanos", "2:4", "4096 x 4096", "12.30", "1.50"]

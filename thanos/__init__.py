@@ -3,38 +3,52 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from thanos.engine.factor import Factor
+from thanos.engine.factor import Factor, factorise
 from thanos.engine.layer import PrunedWeight, prune_group, prune_weight
+from thanos.options import Options
 from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
 
 if TYPE_CHECKING:
-    from thanos import pack, unpack
-    from thanos.compact import load
+    from thanos.compact import load, pack, unpack
+    from thanos.scoring.perplexity import perplexity
+    from thanos.scoring.zeroshot import zero_shot
+    from thanos.text import load_samples
     from thanos.walk.model import prune_model
 
 __all__ = [
     "Factor",
+    "Options",
     "Pattern",
     "PrunedWeight",
     "SemiStructured",
     "Structured",
     "Unstructured",
+    "factorise",
     "load",
+    "load_samples",
     "pack",
     "parse_pattern",
+    "perplexity",
     "prune_group",
     "prune_model",
     "prune_weight",
     "unpack",
+    "zero_shot",
 ]
+
+# What needs transformers, whose import takes seconds, is imported when it is first asked for.
+_LATER = {
+    "load": "thanos.compact",
+    "load_samples": "thanos.text",
+    "pack": "thanos.compact",
+    "perplexity": "thanos.scoring.perplexity",
+    "prune_model": "thanos.walk.model",
+    "unpack": "thanos.compact",
+    "zero_shot": "thanos.scoring.zeroshot",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What needs transformers, whose import takes seconds, is imported when it is first asked for."""
-    if name in ("pack", "unpack"):
-        return import_module(f"thanos.{name}")  # modules that can be called
-    if name == "load":
-        return import_module("thanos.compact.checkpoint").load
-    if name == "prune_model":
-        return import_module("thanos.walk.model").prune_model
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'thanos' has no attribute {name!r}")

@@ -9,15 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +22,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from thanos.report.machine import machine
 from thanos_kernels import dispatch, native, reference, selfcheck, triton
 
 _REPEATS = 3
@@ -114,41 +111,6 @@ def examine() -> list[Check]:
     for index in range(torch.cuda.device_count()):
         checks += check_backend("triton", torch.device("cuda", index), small=False)
     return checks
-
-
-def machine() -> dict[str, str]:
-    """Names and versions, for a report."""
-    facts = {"python": platform.python_version(), "system": platform.platform(), "cpu": _processor()}
-    facts["cpu threads"] = str(torch.get_num_threads())
-    for package in ("torch", "triton", "transformers", "thanos-pruning"):
-        try:
-            facts[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            facts[package] = "not installed"
-    facts["native extension"] = "built" if native.available() else "not built"
-    facts["CUDA / ROCm of torch"] = torch.version.cuda or torch.version.hip or "none"
-    facts["driver"] = _driver()
-    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    facts["GPUs"] = ", ".join(torch.cuda.get_device_name(index) for index in devices) or "none"
-    return facts
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")
-
-
-def _driver() -> str:
-    tool = shutil.which("nvidia-smi")
-    if tool is not None:
-        query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-        if found:
-            return found[0]
-    amd = Path("/sys/module/amdgpu/version")
-    return f"amdgpu {amd.read_text().strip()}" if amd.exists() else "none"
 
 
 def choices() -> Iterator[tuple[str, str, str, str]]:

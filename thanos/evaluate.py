@@ -16,9 +16,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
+from thanos.commands.cli import (
+    DEVICE_OPTION,
+    TEXT,
+    WINDOWS_OPTION,
+    Command,
+    default_device,
+    parsed,
+    source,
+    start,
+    text_options,
+)
 from thanos.commands.quiet import silence_libraries
-from thanos.scoring.perplexity import check_windows, load_tokens, perplexity, window_length
+from thanos.scoring.perplexity import load_tokens, perplexity, score_windows
+from thanos.scoring.windows import Windows, load_windows, window_length
 from thanos.scoring.zeroshot import TASKS, LoadedTasks, ZeroShot, load_tasks, zero_shot
 
 __all__ = ["load_tokens", "main", "perplexity"]
@@ -55,6 +66,8 @@ class _Run:
     perplexity: tuple[str, ...]
     sequence_length: int | None
     windows: int | None
+    bos: str
+    text_field: str | None
     tasks: tuple[str, ...]
     tasks_data: Path | None
     limit: int | None
@@ -69,10 +82,7 @@ class _Run:
 class _TextScore:
     """The perplexity on one text, and what it was measured on."""
 
-    source: str
-    sha256: str
-    sequence_length: int
-    windows: int
+    text: Windows
     perplexity: float
 
 
@@ -92,7 +102,8 @@ class _TextScore:
     type=click.IntRange(min=2),
     help="Tokens in a window of text.  [default: 2048, or what the model takes]",
 )
-@click.option("--windows", type=click.IntRange(min=1), help="Take the first N windows of each text only.")
+@WINDOWS_OPTION
+@text_options
 @click.option(
     "--tasks",
     default="all",
@@ -147,7 +158,6 @@ def _run(run: _Run, console: Console) -> None:
     silence_libraries()
     from thanos import checkpoint
     from thanos.commands.display import display
-    from thanos.text import load_text, tokenize
 
     texts = tuple(dict.fromkeys(name for name in run.perplexity if name != _NONE))
     if not texts and not run.tasks:
@@ -161,28 +171,23 @@ def _run(run: _Run, console: Console) -> None:
     for name in loaded.left_out:
         say(f"{name}: no file in {run.tasks_data}, left out")
     tokenizer = checkpoint.load_tokenizer(run.model)
-    streams = []
-    for name in texts:
-        text = load_text(name, "test")
-        tokens = tokenize(text, tokenizer)
-        check_windows(tokens, length)
-        streams.append((name, text.sha256, tokens))
+    reading: Any = {"bos": run.bos, "text_field": run.text_field}
+    cut = [load_windows(name, tokenizer, length, windows=run.windows, **reading) for name in texts]
     say(f"reading the model {run.model}")
     device = default_device(run.device)
     model = _load(run.model, checkpoint.DTYPES.get(run.dtype), device, config)
 
     scores = []
-    for name, sha256, tokens in streams:
+    for text in cut:
         with display(console) as shown:
-            value = perplexity(model, None, tokens, sequence_length=length, windows=run.windows, progress=shown.scored)
-        windows = min(len(tokens) // length, run.windows or len(tokens))
-        scores.append(_TextScore(name, sha256, length, windows, value))
-        say(f"perplexity on {name}: {value:.2f}")
+            value = score_windows(model, text, progress=shown.window_scored)
+        scores.append(_TextScore(text, value))
+        say(f"perplexity on {text.source}: {value:.2f}")
     answers = None
     if loaded.tasks:
         with display(console) as shown:
             answers = zero_shot(
-                model, tokenizer, loaded, limit=run.limit, batch_size=run.batch_size, progress=shown.answered
+                model, tokenizer, loaded, limit=run.limit, batch_size=run.batch_size, progress=shown.documents_scored
             )
     for table in _tables(scores, answers):
         console.print(table)
@@ -209,7 +214,7 @@ def _tables(scores: list[_TextScore], answers: ZeroShot | None) -> Iterator[Tabl
         for heading in ("perplexity", "windows", "tokens each"):
             table.add_column(heading, justify="right")
         for one in scores:
-            table.add_row(one.source, f"{one.perplexity:.2f}", str(one.windows), str(one.sequence_length))
+            table.add_row(one.text.source, f"{one.perplexity:.2f}", *map(str, one.text.tokens.shape))
         yield table
     if answers is None:
         return
@@ -234,7 +239,7 @@ def _record(
     """What the output file holds."""
     from thanos.report import versions
 
-    texts = {one.source: {key: value for key, value in vars(one).items() if key != "source"} for one in scores}
+    texts = {one.text.source: {**one.text.record(), "perplexity": one.perplexity} for one in scores}
     settings = {
         "device": device,
         "dtype": dtype,

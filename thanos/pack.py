@@ -27,9 +27,9 @@ def main(pruned: Path, output: Path, overwrite: bool) -> None:
     """Write the checkpoint in the directory PRUNED in its compact form."""
     packed = pack(pruned, output, overwrite=overwrite)
     counts = Counter(packed.kinds.values())
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no linear layers"
+    summary = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no linear layers"
     share = packed.compact_bytes / packed.dense_bytes if packed.dense_bytes else 1.0
-    click.echo(f"{told}: {packed.dense_bytes} bytes of linear layers became {packed.compact_bytes} ({share:.3f})")
+    click.echo(f"{summary}: {packed.dense_bytes} bytes of linear layers became {packed.compact_bytes} ({share:.3f})")
     click.echo(f"Written to {output}; load it with thanos.load({str(output)!r}).")
 
 

@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
+from typing import Any
 
 
 def _exact(value: float) -> Fraction:
@@ -14,6 +16,8 @@ def _exact(value: float) -> Fraction:
 
 
 def _check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and less than 1, not {value}")
 
@@ -46,6 +50,8 @@ class SemiStructured:
     m: int
 
     def __post_init__(self) -> None:
+        if type(self.n) is not int or type(self.m) is not int:
+            raise TypeError(f"n:m must be whole numbers, not {self.n!r}:{self.m!r}")
         if not 0 < self.n < self.m:
             raise ValueError(f"n:m must have 0 < n < m, not {self.n}:{self.m}")
 
@@ -106,3 +112,19 @@ def parse_pattern(text: str) -> Pattern:
         structured = clean.startswith("structured:")
         return Structured(float(number)) if structured else Unstructured(float(number))
     raise ValueError(f"pattern {text!r} is none of 0.5, 50%, 2:4, structured:0.3")
+
+
+def read_pattern(value: Any) -> Pattern:
+    """A pattern as users write it: a :data:`Pattern`, text for :func:`parse_pattern`, or a share as a number.
+
+    Raises:
+        ValueError: text that names no pattern, or a share out of range.
+        TypeError: anything else.
+    """
+    if isinstance(value, Pattern):
+        return value
+    if isinstance(value, str):
+        return parse_pattern(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return Unstructured(float(value))
+    raise TypeError(f"pattern must be text such as '0.5' or '2:4', a share or a Pattern, not {type(value).__name__}")

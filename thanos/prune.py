@@ -3,57 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from click.core import ParameterSource
 from rich.console import Console
 
-from thanos.commands.cli import DEVICE_OPTION, TEXT, Command, default_device, parsed, source, start
+from thanos.commands.cli import (
+    DEVICE_OPTION,
+    DTYPE_OPTION,
+    TEXT,
+    WINDOWS_OPTION,
+    Command,
+    default_device,
+    parsed,
+    read_bytes,
+    source,
+    start,
+    text_options,
+)
 from thanos.commands.quiet import silence_libraries
-from thanos.engine.layer import check_options
-from thanos.engine.methods import METHODS
-from thanos.pattern import Pattern, parse_pattern
-
-
-def _regex(text: str) -> str:
-    re.compile(text)
-    return text
-
-
-def _finite(number: float) -> float:
-    if not math.isfinite(number):
-        raise ValueError(f"{number} is not a finite number")
-    return number
+from thanos.options import EXPERTS, METHODS, METRICS, WalkOptions
+from thanos.pattern import parse_pattern
+from thanos_kernels import BACKENDS
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The command's arguments, checked as far as they can be without the model."""
+    """The command's own arguments; those of the walk are :class:`WalkOptions`."""
 
     model: str
     output: Path
-    pattern: Pattern
-    method: str
-    block_size: int | None
-    outlier_fraction: float
-    damping: float
     calibration: str
     samples: int
     sequence_length: int
-    passes: int | None
+    bos: str
+    text_field: str | None
     seed: int
-    device: torch.device | None
     dtype: str
-    exclude: str | None
     evaluate: str | None
+    windows: int | None
+    allow_missing: bool
     overwrite: bool
+
+
+def _default(name: str) -> Any:
+    """The default of an option of the walk."""
+    return next(field.default for field in dataclasses.fields(WalkOptions) if field.name == name)
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 100, "show_default": True})
@@ -67,20 +66,19 @@ class _Run:
     callback=parsed(parse_pattern),
     help="What to remove: a share of the weights (0.5 or 50%), n of every m (2:4), or whole columns (structured:0.3).",
 )
-@click.option("--method", default="thanos", type=click.Choice(list(METHODS)), help="How to choose and compensate.")
+@click.option("--method", default=_default("method"), type=click.Choice(METHODS), help="How to choose and compensate.")
+@click.option("--metric", type=click.Choice(METRICS), help="What Thanos chooses its mask by.  [default: wanda]")
 @click.option("--block-size", type=click.IntRange(min=1), help="Columns per block.  [default: 128; 512 for n:m]")
 @click.option(
     "--outlier-fraction",
-    default=0.0,
+    default=_default("outlier_fraction"),
     type=click.FloatRange(0, 1, max_open=True),
-    callback=parsed(_finite),
     help="Share of each layer's rows, those with the largest output, to leave untouched.",
 )
 @click.option(
     "--damping",
-    default=0.01,
+    default=_default("damping"),
     type=click.FloatRange(min=0),
-    callback=parsed(_finite),
     help="Added to the Hessian's diagonal, relative to its mean.",
 )
 @click.option("--calibration", default="c4", metavar=TEXT, callback=parsed(source), help="Text to prune on.")
@@ -91,90 +89,108 @@ class _Run:
     type=click.IntRange(min=2),
     help="Tokens in a sample; the default is lowered to what the model takes.",
 )
+@text_options
 @click.option(
     "--passes",
     type=click.IntRange(1, 2),
     help="Forwards through each block: 1 needs memory for all samples at once.  [default: 1 if that fits, else 2]",
 )
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Samples in a batch of two passes.  [default: some 4096 tokens]"
+)
+@click.option(
+    "--memory-limit",
+    metavar="BYTES",
+    callback=parsed(read_bytes),
+    help="For activations, such as 8GiB.  [default: half of what is free]",
+)
+@click.option(
+    "--experts",
+    default=_default("experts"),
+    type=click.Choice(EXPERTS),
+    help="Tokens that each expert of a mixture is pruned on: those routed to it, or all.",
+)
 @click.option("--seed", default=0, type=click.IntRange(0, 2**63 - 1), help="Of the choice of samples.")
 @DEVICE_OPTION
-@click.option(
-    "--dtype",
-    default="auto",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the weights, the forwards and the saved model; auto is the checkpoint's own, float32 for GGUF files.",
-)
-@click.option("--exclude", metavar="REGEX", callback=parsed(_regex), help="Leave layers with such names dense.")
+@DTYPE_OPTION
+@click.option("--backend", default=_default("backend"), type=click.Choice(BACKENDS), help="What runs the operations.")
+@click.option("--exclude", metavar="REGEX", help="Leave layers with such names dense.")
 @click.option("--evaluate", metavar=TEXT, callback=parsed(source), help="Text for perplexity before and after.")
+@WINDOWS_OPTION
+@click.option(
+    "--allow-missing", is_flag=True, help="Take a checkpoint that lacks tensors, or holds some that its model does not."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
     """Prune the causal language model MODEL and save it in DIR.
 
     MODEL is a directory, a .gguf file, or a name on the Hugging Face hub. DIR can be loaded with from_pretrained; its
-    pruning.json tells what was done to each layer.
+    pruning.json says what was done to each layer.
 
     \b
     Examples:
       python -m thanos.prune ./llama --output ./llama-50 --calibration my-text.jsonl
       python -m thanos.prune gpt2 --output ./gpt2-24 --pattern 2:4 --evaluate wikitext2
     """
+    own = {field.name: options.pop(field.name) for field in dataclasses.fields(_Run)}
     default_length = context.get_parameter_source("sequence_length") is ParameterSource.DEFAULT
-    _run(_Run(**options), default_length, Console())
+    options["device"] = default_device(options["device"])
+    _run(_Run(**own), _walk_options(options), default_length, Console())
 
 
-def _run(run: _Run, default_length: bool, console: Console) -> None:
-    """Check, read, prune and write; what is cheap to refuse comes first."""
+def _walk_options(options: dict[str, Any]) -> WalkOptions:
+    """The options of the walk; an error says an option's name as it is on the command line."""
+    try:
+        return WalkOptions(**options)
+    except (ValueError, TypeError) as error:
+        words = {name.replace("_", " "): "--" + name.replace("_", "-") for name in options}
+        said = next((name for name in words if str(error).startswith(name)), "")
+        raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
+
+
+def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console) -> None:
+    """Read, prune and write; what is cheap to refuse comes first."""
     silence_libraries()
     from thanos import checkpoint
     from thanos.commands.display import display
     from thanos.report.terminal import print_summary
-    from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
+    from thanos.scoring.perplexity import score_windows
+    from thanos.scoring.windows import load_windows
     from thanos.text import load_samples
-    from thanos.walk.model import prune_model
+    from thanos.walk.model import prune_model, pruned_parameters
 
-    check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)
     checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     config = checkpoint.load_config(run.model)
     length = _length(run, checkpoint.max_length(config), default_length)
     tokenizer = checkpoint.load_tokenizer(run.model)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(f"reading calibration text from {run.calibration}")
-    samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed)
-    text = load_tokens(run.evaluate, tokenizer) if run.evaluate else None
-    if text is not None:
-        check_windows(text, length)
+    reading: Any = {"bos": run.bos, "text_field": run.text_field}
+    samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, **reading)
+    text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     say(f"reading the model {run.model}")
-    device = default_device(run.device)
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
-    model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=config)
+    model = checkpoint.load_model(
+        run.model, checkpoint.DTYPES.get(run.dtype), config=config, allow_missing=run.allow_missing
+    )
+    source = checkpoint.source_folder(run.model)
 
     scores: dict[str, Any] = {}
 
     def score(name: str) -> None:
         if text is None:
             return
-        model.to(device)
+        model.to(options.device)
         with display(console) as shown:
-            value = perplexity(model, None, text, sequence_length=length, progress=shown.scored)
+            value = score_windows(model, text, progress=shown.window_scored)
         say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-        scores.update({name: value, "source": run.evaluate, "sequence_length": length})
+        scores.update({name: value, "source": run.evaluate, **text.record()})
 
     score("dense")
     with display(console) as shown:
-        report = prune_model(
-            model,
-            samples.tokens,
-            run.pattern,
-            method=run.method,
-            block_size=run.block_size,
-            outlier_fraction=run.outlier_fraction,
-            damping=run.damping,
-            exclude=run.exclude,
-            passes=run.passes,
-            device=device,
-            progress=shown.walked,
-        )
+        walk = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+        report = prune_model(model, samples.tokens, **walk, progress=shown.layer_pruned)
     score("pruned")
     report = dataclasses.replace(
         report,
@@ -183,7 +199,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
         perplexity=scores,
     )
     with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
-        checkpoint.save_model(model, tokenizer, folder)
+        checkpoint.save_pruned(model, tokenizer, source, pruned_parameters(model, report), folder)
         report.write(folder)
     print_summary(report, console)
     say(f"saved in {run.output}")

@@ -1,6 +1,6 @@
 """The operations of the pruning engine, on tensors: each in plain PyTorch, in C++ for the CPU, in Triton for GPUs."""
 
-from thanos_kernels.dispatch import backends
+from thanos_kernels.dispatch import BACKENDS, backends
 from thanos_kernels.linalg import empty_aligned
 from thanos_kernels.ops import (
     MAX_DAMPING,
@@ -25,6 +25,7 @@ from thanos_kernels.pack import Packed24, pack_24, unpack_24
 from thanos_kernels.scope import plain_arithmetic
 
 __all__ = [
+    "BACKENDS",
     "MAX_DAMPING",
     "Packed24",
     "accumulate_hessian",

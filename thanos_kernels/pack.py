@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from thanos_kernels import native
+from thanos_kernels import device, native
 
 Layout = Literal["row_major", "cutlass", "cusparselt"]
 
@@ -223,9 +223,9 @@ def _run(
         kernel = getattr(_EXTENSION, name)
         kernel(*arguments, first.data_ptr(), rows, columns, like.itemsize, pairs, place, threads)
         return int(first)
-    with torch.cuda.device(like.device):
+    with device.on(like.device):
         first = torch.full((1,), _NONE, dtype=torch.int64, device=like.device)
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = torch.cuda.current_stream(like.device).cuda_stream
         kernel = getattr(_EXTENSION, f"cuda_{name}")
         kernel(*arguments, first.data_ptr(), rows, columns, like.itemsize, pairs, place, stream)
         found = int(first)

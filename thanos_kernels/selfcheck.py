@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from thanos_kernels import reference, triton
+from thanos_kernels.errors import first_line
 from thanos_kernels.scope import plain_arithmetic
 
 TOLERANCE = 1e-4  # of the largest value, in float32 against float64
@@ -34,9 +35,7 @@ def _failure(operation: str, device: str) -> str | None:
         if not error <= TOLERANCE:
             problem = f"it differs from the reference by {error:.1e}"
     except Exception as exception:  # whatever a compiler or driver raises, the reference still works
-        problem = (
-            f"it fails with {type(exception).__name__}: {str(exception).splitlines()[0] if str(exception) else ''}"
-        )
+        problem = f"it fails with {type(exception).__name__}: {first_line(exception)}"
     if problem is not None:
         problem = f"the Triton kernel of {operation} is not used on {device}: {problem}"
         warnings.warn(f"{problem}; the slower reference takes its place", RuntimeWarning, stacklevel=2)
@@ -66,36 +65,38 @@ def examples(operation: str, device: torch.device, small: bool = False) -> Itera
     """Arguments for ``operation``, the same on every device; fewer rows where ``small``."""
     draw = torch.Generator("cpu").manual_seed(len(operation))
     rows = 10 if small else 512
-    float32: dict[str, Any] = {"dtype": torch.float32, "device": device}
+    float32: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever this process takes by default
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw, dtype=torch.float32, device="cpu").to(device)
+        return torch.randn(*shape, generator=draw, **float32).to(device)
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=draw, dtype=torch.float32, device="cpu").to(device)
+    def share(rows: int, width: int, shares: Tensor | float) -> Tensor:
+        return (torch.rand(rows, width, generator=draw, **float32) < shares).to(device)
+
+    def ones(size: int) -> Tensor:
+        return torch.ones(size, **float32).to(device)
 
     if operation == "row_solve":
         for width in (40, 160):
             inputs = normal(4 * width, width)
             gram = inputs.T @ inputs / len(inputs)
-            share = torch.linspace(0, 1, rows, dtype=torch.float32, device="cpu")[:, None].to(device)
-            mask = uniform(rows, width) < share
+            mask = share(rows, width, torch.linspace(0, 1, rows, **float32)[:, None])
             yield [gram, normal(rows, width), mask]
     elif operation == "select_smallest":
         for weights in (normal(rows, 300), normal(rows, 70).mul(2).round()):
             count = torch.tensor(weights.numel() // 2, dtype=torch.int64, device=device)
-            yield [weights, torch.ones(weights.shape[1], **float32), count, 64]
+            yield [weights, ones(weights.shape[1]), count, 64]
     elif operation == "select_per_row":
-        yield [normal(rows, 600), torch.ones(600, **float32), 300]
-        yield [normal(rows, 70).mul(2).round(), torch.ones(70, **float32), 35]
+        yield [normal(rows, 600), ones(600), 300]
+        yield [normal(rows, 70).mul(2).round(), ones(70), 35]
     elif operation == "select_n_of_m":
         for n, m in ((2, 4), (3, 5)):
             yield [normal(rows, 20 * m).mul(4).round(), n, m]
     elif operation in ("column_sweep", "column_sweep_n_of_m"):
         for width in (80, 20):
-            factor = torch.eye(width, **float32) + 0.2 * normal(width, width).triu(1)
+            factor = torch.eye(width, dtype=torch.float32, device=device) + 0.2 * normal(width, width).triu(1)
             if operation == "column_sweep":
-                yield [factor, normal(rows, width), uniform(rows, width) < 0.5]
+                yield [factor, normal(rows, width), share(rows, width, 0.5)]
             else:
                 yield [factor, normal(rows, width), 2, 4]
     else:

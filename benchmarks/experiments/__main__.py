@@ -7,11 +7,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import click
 
-from benchmarks.experiments.grid import EXPERIMENTS
-from benchmarks.experiments.runner import WINDOW, Settings, start_worker, work
+from benchmarks.experiments.lab import WINDOW, Settings, start_worker, work
+from benchmarks.experiments.registry import EXPERIMENTS
 from benchmarks.experiments.store import Store
 from benchmarks.smollm2 import fast_dtype, model_file
 from thanos.checkpoint import DTYPES
@@ -20,64 +21,49 @@ from thanos.scoring.zeroshot import load_tasks
 _ROOT = Path(__file__).parents[2]
 _DTYPE = str(fast_dtype()).removeprefix("torch.")
 _DATA = _ROOT.parent / "shared" / "data"
+_PATH = click.Path(path_type=Path)
+_MANY = click.IntRange(min=1)
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("name", type=click.Choice(list(EXPERIMENTS)))
-@click.option("--calibration", type=click.Path(path_type=Path), default=_DATA / "c4-sample.jsonl", help="A C4 text.")
-@click.option("--evaluate", type=click.Path(path_type=Path), default=_DATA / "wikitext2-test.txt", help="WikiText-2.")
-@click.option("--windows", type=click.IntRange(min=1), default=8, help=f"Of {WINDOW} tokens each, for the perplexity.")
-@click.option("--tasks-data", type=click.Path(path_type=Path), default=_DATA / "zeroshot", help="For lm-eval, JSONL.")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=50, help="Documents of each zero-shot task, in the main table."
-)
+@click.option("--calibration", type=_PATH, default=_DATA / "c4-sample.jsonl", help="A C4 text.")
+@click.option("--evaluate", "evaluation", type=_PATH, default=_DATA / "wikitext2-test.txt", help="WikiText-2.")
+@click.option("--windows", type=_MANY, default=8, help=f"Of {WINDOW} tokens each, for the perplexity.")
+@click.option("--tasks-data", "tasks", type=_PATH, default=_DATA / "zeroshot", help="For lm-eval, JSONL.")
+@click.option("--limit", type=_MANY, default=50, help="Documents of each zero-shot task, in the main table.")
 @click.option("--zero-shot/--no-zero-shot", default=True, help="Score the main table's first seed with lm-eval.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default=_DTYPE, help="Of the model.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, help="Runs at a time; they share the cores.")
-@click.option("--output", type=click.Path(path_type=Path), default=_ROOT / "benchmarks" / "results", help="A folder.")
-def main(
-    name: str,
-    calibration: Path,
-    evaluate: Path,
-    windows: int,
-    tasks_data: Path,
-    limit: int,
-    zero_shot: bool,
-    dtype: str,
-    workers: int,
-    output: Path,
-) -> None:
+@click.option("--workers", type=_MANY, default=1, help="Runs at a time; they share the cores.")
+@click.option("--output", type=_PATH, default=_ROOT / "benchmarks" / "results", help="A folder.")
+def main(name: str, zero_shot: bool, workers: int, output: Path, **options: Any) -> None:
     """Run the experiment NAME; runs that its results hold already are not repeated."""
-    for file in (calibration, evaluate):
+    experiment, settings = EXPERIMENTS[name], Settings(**options)
+    for file in (settings.calibration, settings.evaluation):
         if not file.is_file():
             raise click.ClickException(f"there is no file {os.path.relpath(file)}: pass --calibration and --evaluate")
-    scored = name == "main" and zero_shot
-    settings = Settings(dtype, calibration, evaluate, windows, tasks_data, limit)
-    runs = EXPERIMENTS[name]()
-    output.mkdir(parents=True, exist_ok=True)
+    scored = experiment.zero_shot and zero_shot
+    command = f"python -m benchmarks.experiments {name}" + (f" --workers {workers}" if workers > 1 else "")
     try:
         model_file()
         if scored:
-            load_tasks(data=tasks_data)
-        command = f"python -m benchmarks.experiments {name}" + (f" --workers {workers}" if workers > 1 else "")
+            load_tasks(data=settings.tasks)
         store = Store(output, name, command, settings.to_dict())
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    store.borrow(runs)
-    missing = store.missing(runs, scored)
-    click.echo(f"{name}: {len(runs) - len(missing)} of {len(runs)} runs are there")
+    store.add([])
+    missing = store.missing(scored)
+    click.echo(f"{name}: {len(experiment.runs) - len(missing)} of {len(experiment.runs)} runs are there")
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     begin = time.perf_counter()
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, threads)) as pool:
         ordered = sorted(missing, key=lambda run: run.seed == 0)  # those that take longest, for their zero-shot tasks
-        jobs = [pool.submit(work, run, name, scored and run.seed == 0) for run in ordered]
+        jobs = [pool.submit(work, experiment.measure, run, scored and run.seed == 0) for run in ordered]
         for done, job in enumerate(as_completed(jobs), 1):
-            row = job.result()
-            store.add(row, runs)
-            score = row.get("perplexity")
-            told = {key: value for key, value in row["run"].items() if value not in (None, 0.0)}
+            rows = job.result()
+            store.add(rows)
+            told, score = rows[0]["run"], rows[0].get("perplexity")
             click.echo(f"[{done}/{len(missing)}, {time.perf_counter() - begin:.0f} s] {told}: {score}")
-    store.write(runs)
 
 
 if __name__ == "__main__":

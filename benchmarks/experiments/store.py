@@ -1,74 +1,61 @@
-"""An experiment's results: one JSON file, rewritten after every run, so that an interrupted experiment goes on."""
+"""An experiment's results: one file, rewritten after every run, so that an interrupted experiment goes on."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiments.grid import Run
-
-_OTHER_ROWS = {"outliers"}  # experiments whose rows are not those of pruned models
+from benchmarks.experiments.registry import EXPERIMENTS
+from benchmarks.experiments.run import Run
+from benchmarks.records import Row, read, write
 
 
 class Store:
-    """The file ``NAME.json`` of an experiment.
+    """The file ``NAME.jsonl`` of an experiment.
+
+    It starts with what is there: its own records, and those of the same runs in experiments that measure them alike,
+    with the same settings.
 
     Args:
         folder: of the results.
         name: of the experiment.
         command: that makes them.
-        settings: of :class:`benchmarks.experiments.runner.Settings`.
+        settings: of :class:`benchmarks.experiments.lab.Settings`.
 
     Raises:
-        ValueError: the file there was made with other settings.
+        ValueError: a file is damaged, or the experiment's own was made with other settings.
     """
 
     def __init__(self, folder: Path, name: str, command: str, settings: dict[str, Any]) -> None:
-        self._path = folder / f"{name}.json"
-        self._head = {"experiment": name, "command": command, "settings": settings}
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._folder = folder
-        if self._path.exists():
-            found = json.loads(self._path.read_text())
-            if found["settings"] != settings:
-                raise ValueError(f"{self._path} was made with other settings: remove it, or pass another --output")
-            self._rows = {_key(row["run"]): row for row in found["rows"]}
+        self._path, self._runs = folder / f"{name}.jsonl", EXPERIMENTS[name].runs
+        self._head = {"command": command, "settings": settings}
+        self._rows: dict[Run, list[Row]] = {}
+        alike = [other for other in EXPERIMENTS if EXPERIMENTS[other].measure is EXPERIMENTS[name].measure]
+        for other in sorted(alike, key=name.__eq__):  # its own records last: they count
+            if (path := folder / f"{other}.jsonl").exists():
+                found = read(path)
+                if found.head.get("settings") == settings:
+                    self._rows |= _by_run(found.rows)
+                elif other == name:
+                    raise ValueError(f"{path} was made with other settings: remove it, or pass another --output")
 
-    def missing(self, runs: list[Run], zero_shot: bool) -> list[Run]:
-        """The runs that have no row yet, or none with zero-shot accuracy where it is asked for."""
-        return [run for run in runs if not self._complete(self._rows.get(_key(run.to_dict())), run, zero_shot)]
+    def missing(self, zero_shot: bool) -> list[Run]:
+        """The runs that have no record yet, or none with zero-shot accuracy where it is asked for."""
 
-    def borrow(self, runs: list[Run]) -> None:
-        """Take rows of the same runs from other experiments with the same settings."""
-        for path in sorted(self._folder.glob("*.json")):
-            found = json.loads(path.read_text())
-            others = _OTHER_ROWS & {found.get("experiment"), self._head["experiment"]}
-            if found.get("settings") != self._head["settings"] or others:
-                continue
-            rows = {_key(row["run"]): row for row in found["rows"]}
-            for run in runs:
-                key = _key(run.to_dict())
-                if key in rows:
-                    self._rows.setdefault(key, rows[key])
+        def complete(run: Run) -> bool:
+            rows = self._rows.get(run, [])
+            return bool(rows) and (all("zero_shot" in row for row in rows) or not zero_shot or run.seed != 0)
 
-    def add(self, row: dict[str, Any], runs: list[Run]) -> None:
-        """Take in a row and write the file, its rows in the order of ``runs``."""
-        self._rows[_key(row["run"])] = row
-        self.write(runs)
+        return [run for run in self._runs if not complete(run)]
 
-    def write(self, runs: list[Run]) -> None:
-        keys = [_key(run.to_dict()) for run in runs]
-        rows = [self._rows[key] for key in keys if key in self._rows]
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps({**self._head, "rows": rows}, indent=1) + "\n")
-        os.replace(part, self._path)
-
-    @staticmethod
-    def _complete(row: dict[str, Any] | None, run: Run, zero_shot: bool) -> bool:
-        return row is not None and not (zero_shot and run.seed == 0 and row.get("zero_shot") is None)
+    def add(self, rows: list[Row]) -> None:
+        """Take in the records of a run, if any, and write the file, its records in the order of the runs."""
+        self._rows |= _by_run(rows)
+        write(self._path, self._head, [row for run in self._runs for row in self._rows.get(run, [])])
 
 
-def _key(run: dict[str, Any]) -> str:
-    return json.dumps(run, sort_keys=True)
+def _by_run(rows: list[Row]) -> dict[Run, list[Row]]:
+    found: dict[Run, list[Row]] = {}
+    for row in rows:
+        found.setdefault(Run(**row["run"]), []).append(row)
+    return found

@@ -25,14 +25,14 @@ def _draw(results: Results, folder: Path) -> None:
     except ImportError as error:
         raise click.ClickException(f"the plots need matplotlib ({error}): pip install '.[report]'") from None
     folder.mkdir(parents=True, exist_ok=True)
-    for name in drawn(results):
-        draw(name, results, folder / f"{name}.png")
+    for name, rows in drawn(results).items():
+        draw(name, rows, folder / f"{name}.png")
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--results", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path),
               default=_ROOT / "benchmarks" / "results", show_default="benchmarks/results",
-              help="The JSON.")  # fmt: skip
+              help="The JSON lines.")  # fmt: skip
 @click.option("--output", type=_FILE, default=_ROOT / "docs" / "results.md", show_default="docs/results.md",
               help="The page; its plots go to the folder plots beside it.")  # fmt: skip
 @click.option("--readme", "front", type=_FILE, default=_ROOT / "README.md", show_default="README.md",

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 NOTHING = ""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+def table(header: Sequence[str], rows: Iterable[Iterable[object]], left: int = 1) -> str:
     """A table whose first ``left`` columns are text and whose others are numbers, aligned right."""
     rule = ["---"] * left + ["--:"] * (len(header) - left)
     lines = [header, rule, *rows]

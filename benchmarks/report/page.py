@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from benchmarks.report import choices, machine, quality, speed
+from benchmarks.experiments import block_size, outliers
+from benchmarks.experiments import main as main_table
+from benchmarks.experiments.registry import EXPERIMENTS
+from benchmarks.machine import sentences
+from benchmarks.records import Row
+from benchmarks.report import engine, speed
+from benchmarks.report.groups import provenance
 from benchmarks.report.read import Results
-from benchmarks.report.rows import machines
 
 MARKERS = {name: (f"<!-- {name} -->", f"<!-- /{name} -->") for name in ("results", "speed")}
 
-PICTURES: dict[str, tuple[str, Callable[[Results], object]]] = {  # name: what it shows, the data it needs
-    "width": ("Seconds against the width of a square layer, both axes logarithmic", speed.width_series),
-    "steps": ("GE of each step, a bar for each method and pattern", lambda results: speed.step_bars(results)[1]),
-    "block_time": ("GE against the block size", speed.block_time_series),
-    "block_size": ("Perplexity and seconds of pruning against the block size", choices.block_size_series),
-    "outliers": ("Share of the energy and of the loss in the outlier rows of each layer", choices.outlier_map),
+CAPTIONS = {
+    "width": "Seconds against the width of a square layer, both axes logarithmic",
+    "steps": "GE of each step, a bar for each method and pattern",
+    "block_time": "GE against the block size",
+    "block_size": "Perplexity and seconds of pruning against the block size",
+    "outliers": "Share of the energy and of the loss in the outlier rows of each layer",
+}
+PICTURES: dict[str, tuple[str, str | None, Callable[[list[Row]], object]]] = {  # file, kind of record, what is drawn
+    "width": ("scaling", "width", speed.width_series),
+    "steps": ("layer", "layer", speed.step_bars),
+    "block_time": ("scaling", "block_size", speed.block_time_series),
+    "block_size": ("block_size", None, block_size.series),
+    "outliers": ("outliers", None, outliers.shares),
 }
 
 _INTRO = """# Results
@@ -27,24 +40,15 @@ the linear layers in the decoder blocks, layers left dense included. *Perplexity
 is the time of one dense float32 product of the layer's size (c x b by b x b) on the same machine in the same run; times
 in GE carry over between machines, seconds do not."""
 
-_EXPERIMENTS: list[tuple[str, str, str | None, Callable[[Results], list[str]]]] = [
-    ("How good is it?", "main", None, quality.main_section),
-    ("How sure is that?", "main", None, quality.paired_section),
-    ("Which block size?", "block_size", "block_size", choices.block_size_section),
-    ("How many outlier rows (α)?", "alpha", None, choices.alpha_section),
-    ("Which mask metric?", "metric", None, choices.metric_section),
-    ("How much calibration, and on what?", "calibration", None, choices.calibration_section),
-    ("Where are the outlier rows?", "outliers", "outliers", choices.outliers_section),
-]
-
-_SPEED: list[tuple[str, str, str, str | None, Callable[[Results], list[str]]]] = [
+# Heading, suite, kind of its records, picture, and what the page says of them.
+_SPEED: list[tuple[str, str, str, str | None, Callable[[list[Row]], list[str]]]] = [
     ("Growth with the width", "scaling", "width", "width", speed.growth),
     ("Steps", "layer", "layer", "steps", speed.steps),
     ("Block size", "scaling", "block_size", "block_time", speed.block_time),
     ("Layers of real models", "layer", "layer", None, speed.layers),
-    ("Operations", "ops", "op", None, machine.operations),
-    ("Sparse layers", "sparse", "sparse", None, machine.sparse_layers),
-    ("Whole models", "model", "model", None, machine.models),
+    ("Operations", "ops", "op", None, engine.operations),
+    ("Sparse layers", "sparse", "sparse", None, engine.sparse_layers),
+    ("Whole models", "model", "model", None, engine.models),
 ]
 
 
@@ -58,22 +62,31 @@ def page(results: Results, pictures: str) -> str:
         ValueError: a record lacks a field, or it has another type.
     """
     parts = [_INTRO]
-    for title, name, plot, section in _EXPERIMENTS:
-        parts.append(f"## {title}")
-        if name in results.experiments:
-            parts += _filled(section, plot, results, pictures, f"{name}.json")
-        else:
-            parts.append(_not_run(f"python -m benchmarks.experiments {name}"))
-        if section is not quality.main_section:  # its findings follow the paired differences
-            parts += _findings(results, name)
-        if section is quality.paired_section:
+    for name, experiment in EXPERIMENTS.items():
+        found, picture = results.files.get(name), experiment.picture
+        for title, section in experiment.sections.items():
+            parts.append(f"## {title}")
+            if found is None:
+                parts.append(_not_run(f"python -m benchmarks.experiments {name}"))
+            else:
+                with _naming(name):
+                    parts += [*_picture(picture, results, pictures), *section(found)]
+                    parts.append(provenance(found, len(experiment.runs)))
+        parts += _findings(results, name)
+        if name == "main":
             parts += _speed(results, pictures)
     return "\n\n".join(parts) + "\n"
 
 
-def drawn(results: Results) -> list[str]:
-    """The names of the pictures there is data for."""
-    return [name for name, (_, data) in PICTURES.items() if data(results)]
+def drawn(results: Results) -> dict[str, list[Row]]:
+    """The pictures there is data for, by name, with their records."""
+    return {name: rows for name in PICTURES if (rows := _data(results, name))}
+
+
+def _data(results: Results, picture: str) -> list[Row]:
+    file, kind, series = PICTURES[picture]
+    rows = results.of(file, kind)
+    return rows if series(rows) else []
 
 
 def readme(text: str, results: Results, link: str) -> str:
@@ -82,7 +95,8 @@ def readme(text: str, results: Results, link: str) -> str:
     Args:
         link: to the page.
     """
-    for name, parts in (("results", _quality(results, link)), ("speed", speed.readme_table(results))):
+    tables = {"results": _quality(results, link), "speed": speed.readme_table(results.of("layer", "layer"))}
+    for name, parts in tables.items():
         opening, closing = MARKERS[name]
         before, begin, rest = text.partition(opening)
         _, end, after = rest.partition(closing)
@@ -92,46 +106,46 @@ def readme(text: str, results: Results, link: str) -> str:
 
 
 def _quality(results: Results, link: str) -> list[str]:
-    if "main" not in results.experiments:
+    if "main" not in results.files:
         return []
-    main = results.experiments["main"]
-    s = main.settings
+    found = results.files["main"]
+    s = found.head["settings"]
     note = (
         f"{s['model']} in {s['dtype']}: perplexity on the first {s['evaluation_tokens']} tokens of "
         f"`{s['evaluation']}`, mean ± standard deviation over calibration seeds, every pruned model of a column at the "
-        f"same effective sparsity (`{main.command}`). [All results]({link}), with settings and machine."
+        f"same effective sparsity (`{found.head['command']}`). [All results]({link}), with settings and machine."
     )
-    return [quality.readme_table(results), note]
+    return [main_table.readme_table(found), note]
 
 
 def _speed(results: Results, pictures: str) -> list[str]:
     parts = ["## Where does the time go, and how does it grow?"]
-    for title, suite, kind, plot, section in _SPEED:
+    for title, suite, kind, picture, section in _SPEED:
         parts.append(f"### {title}")
-        if speed.records(results, suite, kind):
+        if rows := results.of(suite, kind):
+            with _naming(suite):
+                parts += [*_picture(picture, results, pictures), *section(rows)]
             command = f"Made by `make bench` (`pytest benchmarks/test_{suite}.py`)."
-            told = [command, *machines([results.suites[suite].machine])]
-            parts += [*_filled(section, plot, results, pictures, f"{suite}.json"), "\n".join(told)]
+            parts.append("\n".join([command, *sentences(rows)]))
         else:
-            file = f"benchmarks/results/{suite}.json"
-            parts.append(_not_run(f"pytest benchmarks/test_{suite}.py --benchmark-json={file}"))
-    return [
-        *parts,
-        "### GPU",
-        *_filled(machine.gpu, None, results, pictures, "gpu*.json"),
-        *_findings(results, "speed"),
-    ]
+            parts.append(_not_run(f"pytest benchmarks/test_{suite}.py --results benchmarks/results"))
+    with _naming("gpu*"):
+        parts += ["### GPU", *engine.gpus([results.of(name) for name in results.files if name.startswith("gpu")])]
+    return [*parts, *_findings(results, "speed")]
 
 
-def _filled(
-    section: Callable[[Results], list[str]], plot: str | None, results: Results, pictures: str, file: str
-) -> list[str]:
-    """The section's picture, where there is data for it, and its text."""
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Name the file whose records lack what is read."""
     try:
-        picture = [f"![{PICTURES[plot][0]}]({pictures}/{plot}.png)"] if plot and PICTURES[plot][1](results) else []
-        return picture + section(results)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} lacks what the page needs ({error!r}): remove the file and make it again") from error
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        message = f"{file}.jsonl lacks what the page needs ({error!r}): remove the file and make it again"
+        raise ValueError(message) from error
+
+
+def _picture(name: str | None, results: Results, folder: str) -> list[str]:
+    return [f"![{CAPTIONS[name]}]({folder}/{name}.png)"] if name and _data(results, name) else []
 
 
 def _not_run(command: str) -> str:

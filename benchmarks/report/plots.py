@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from PIL import Image
 
-from benchmarks.report.choices import KINDS, block_size_series, outlier_map
+from benchmarks.experiments import block_size, outliers
+from benchmarks.records import Row
+from benchmarks.report import speed
+from benchmarks.report.groups import METHODS
 from benchmarks.report.markdown import number
-from benchmarks.report.read import Results
-from benchmarks.report.rows import METHODS
-from benchmarks.report.speed import PRODUCT, STEPS, block_time_series, exponent, records, step_bars, width_series
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 _BLUE, _ORANGE, _GREEN, _PINK, _SKY, _GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999"
@@ -41,11 +41,11 @@ _STYLE: Any = {
 }
 
 
-def draw(name: str, results: Results, path: Path) -> None:
-    """Write one picture of :data:`benchmarks.report.page.PICTURES` as PNG."""
+def draw(name: str, rows: list[Row], path: Path) -> None:
+    """Write one picture of :data:`benchmarks.report.page.PICTURES` as PNG, from its records."""
     with mpl.rc_context(_STYLE):
         drawn = BytesIO()
-        _DRAWN[name](results).savefig(drawn, metadata={"Software": None})
+        _DRAWN[name](rows).savefig(drawn, metadata={"Software": None})
     Image.open(drawn).convert("RGB").quantize(_SHADES).save(path, optimize=True)
 
 
@@ -61,14 +61,14 @@ def _powers_of_two(axes: Axes, values: list[int]) -> None:
     axes.set_xticklabels(list(map(str, values)))
 
 
-def _width(results: Results) -> Figure:
+def _width(rows: list[Row]) -> Figure:
     figure, axes = _figure(4.2)
-    series = width_series(results)
+    series = speed.width_series(rows)
     colors = {METHODS["thanos"]: _BLUE, METHODS["sparsegpt"]: _ORANGE, METHODS["paper"]: _GREEN}
     for marker, (name, points) in zip(_MARKERS, series.items(), strict=False):
-        slope = exponent(points)
+        slope = speed.exponent(points)
         label = name if slope is None else f"{name}: b$^{{{slope:.2f}}}$"
-        style = "--" if name == PRODUCT else "-"
+        style = "--" if name == speed.PRODUCT else "-"
         axes.plot(*zip(*points, strict=True), style, color=colors.get(name, _GREY), marker=marker, label=label)
     axes.set_yscale("log")
     _powers_of_two(axes, sorted({width for points in series.values() for width, _ in points}))
@@ -77,13 +77,13 @@ def _width(results: Results) -> Figure:
     return figure
 
 
-def _steps(results: Results) -> Figure:
-    shape, bars = step_bars(results)
+def _steps(rows: list[Row]) -> Figure:
+    bars = speed.step_bars(rows)
     patterns = list(dict.fromkeys(name.partition(", ")[2] for name, _ in bars))
     places = [place + 0.6 * patterns.index(name.partition(", ")[2]) for place, (name, _) in enumerate(bars)]
     figure, axes = _figure(0.9 + 0.23 * (places[-1] + 1))
     names, ends = [name for name, _ in bars], [0.0] * len(bars)
-    for step, color in zip((*STEPS, "rest"), (*_COLORS, "#cccccc"), strict=True):
+    for step, color in zip((*speed.STEPS, "rest"), (*_COLORS, "#cccccc"), strict=True):
         values = [parts[step] for _, parts in bars]
         axes.barh(places, values, left=ends, color=color, label=step, height=0.75)
         ends = [end + value for end, value in zip(ends, values, strict=True)]
@@ -93,8 +93,8 @@ def _steps(results: Results) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(places[-1] + 0.6, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel=f"GE, one layer of {shape}", xlim=(0, 1.1 * max(ends)))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(STEPS) + 1, fontsize=9)
+    axes.set(xlabel=f"GE, one layer of {speed.shape_of(speed.usual_layer(rows)[0])}", xlim=(0, 1.1 * max(ends)))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(speed.STEPS) + 1, fontsize=9)
     return figure
 
 
@@ -105,19 +105,18 @@ def _lines(axes: Axes, series: dict[str, list[tuple[int, float]]]) -> None:
     axes.set_xlabel("block size B")
 
 
-def _block_time(results: Results) -> Figure:
+def _block_time(rows: list[Row]) -> Figure:
     figure, axes = _figure(3.4)
-    _lines(axes, block_time_series(results))
-    columns = records(results, "scaling", "block_size")[0]["columns"]
-    axes.set_ylabel(f"GE, {columns} columns")
+    _lines(axes, speed.block_time_series(rows))
+    axes.set_ylabel(f"GE, {rows[0]['columns']} columns")
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
 
 
-def _block_size(results: Results) -> Figure:
+def _block_size(rows: list[Row]) -> Figure:
     figure, (left, right) = _figure(3.4, 2)
-    series = block_size_series(results)
+    series = block_size.series(rows)
     best = {name: min(score for _, score, _ in points) for name, points in series.items()}
     _lines(left, {name: [(size, score / best[name] - 1) for size, score, _ in p] for name, p in series.items()})
     _lines(right, {name: [(size, seconds) for size, _, seconds in points] for name, points in series.items()})
@@ -130,8 +129,8 @@ def _block_size(results: Results) -> Figure:
     return figure
 
 
-def _outliers(results: Results) -> Figure:
-    maps = outlier_map(results)
+def _outliers(rows: list[Row]) -> Figure:
+    maps = outliers.shares(rows)
     figure, panels = _figure(1.6 + 0.13 * len(maps["energy_share"]), 2, sharey=True)
     titles = {"energy_share": "share of the output energy", "loss_share": "share of the loss at α = 0"}
     shades = mpl.colormaps["cividis"].with_extremes(bad="white")
@@ -139,14 +138,14 @@ def _outliers(results: Results) -> Figure:
         cells = [[float("nan") if value is None else value for value in line] for line in maps[share]]
         image = axes.imshow(cells, cmap=shades, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(len(KINDS)), [kind.removesuffix("_proj") for kind in KINDS])
+        axes.set_xticks(range(len(outliers.KINDS)), [kind.removesuffix("_proj") for kind in outliers.KINDS])
         axes.grid(visible=False)
     panels[0].set_ylabel("decoder block")
     figure.colorbar(image, ax=panels, format=PercentFormatter(1), label="in the outlier rows")
     return figure
 
 
-_DRAWN: dict[str, Callable[[Results], Figure]] = {
+_DRAWN: dict[str, Callable[[list[Row]], Figure]] = {
     "width": _width,
     "steps": _steps,
     "block_time": _block_time,

@@ -1,62 +1,29 @@
-"""What the results folder holds, checked for shape."""
+"""What the results folder holds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.experiments.grid import EXPERIMENTS
-
-Row = dict[str, Any]
-SUITES = ("layer", "scaling", "ops", "sparse", "model")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment's file.
-
-    Attributes:
-        command: that makes it.
-        settings: what all its runs share.
-        rows: one for each run.
-        planned: how many runs the experiment has.
-    """
-
-    command: str
-    settings: Row
-    rows: list[Row]
-    planned: int
-
-
-@dataclass(frozen=True)
-class Suite:
-    """One pytest-benchmark file: the machine and each benchmark's ``extra_info``."""
-
-    machine: Row
-    records: list[Row]
-
-    def of(self, kind: str, **fields: object) -> list[Row]:
-        """The records of a kind with these fields."""
-        return [r for r in self.records if r.get("kind") == kind and all(r.get(k) == v for k, v in fields.items())]
+from benchmarks.records import Records, Row, read
 
 
 @dataclass(frozen=True)
 class Results:
-    """All there is; what has no file is missing from the mappings.
+    """All there is.
 
     Attributes:
-        experiments, suites: by name.
-        gpus: the reports of :mod:`benchmarks.gpu`, in the order of their file names.
+        files: by name: experiments, suites, and those of :mod:`benchmarks.gpu`.
         findings: by the experiment's name, or ``speed``.
     """
 
-    experiments: dict[str, Experiment]
-    suites: dict[str, Suite]
-    gpus: list[Row]
+    files: dict[str, Records]
     findings: dict[str, str]
+
+    def of(self, name: str, kind: str | None = None) -> list[Row]:
+        """The records of a file, of one kind; none where there is no file."""
+        rows = self.files[name].rows if name in self.files else []
+        return [row for row in rows if kind is None or row.get("kind") == kind]
 
 
 def load(folder: Path) -> Results:
@@ -65,37 +32,7 @@ def load(folder: Path) -> Results:
     Raises:
         ValueError: a file is damaged.
     """
-    experiments, suites = {}, {}
-    for name in EXPERIMENTS:
-        if (path := folder / f"{name}.json").exists():
-            found = _read(path, "rows")
-            _check(path, "run", found["rows"])
-            planned = len(EXPERIMENTS[name]())
-            experiments[name] = Experiment(found["command"], found["settings"], found["rows"], planned)
-    for name in SUITES:
-        if (path := folder / f"{name}.json").exists():
-            found = _read(path, "benchmarks")
-            _check(path, "extra_info", found["benchmarks"])
-            records = [one["extra_info"] for one in found["benchmarks"]]
-            suites[name] = Suite(found.get("machine_info", {}), records)
-    gpus = [_read(path, "layers", "models") for path in sorted(folder.glob("gpu*.json"))]
+    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.stem.endswith(".new")]
     texts = sorted((folder.parent / "findings").glob("*.md"))
-    return Results(experiments, suites, gpus, {path.stem: path.read_text(encoding="utf-8").strip() for path in texts})
-
-
-def _read(path: Path, *lists: str) -> Row:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): remove it and make it again") from None
-    needed = [*lists, *(("command", "settings") if "rows" in lists else ())]
-    for key in needed:
-        if not isinstance(found, dict) or key not in found or (key in lists and not isinstance(found[key], list)):
-            raise ValueError(f"{path} has no {key!r} where it must: remove it and make it again")
-    return found
-
-
-def _check(path: Path, key: str, entries: Iterable[Any]) -> None:
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get(key), dict):
-            raise ValueError(f"{path}: entry {position} has no {key!r}: remove the file and make it again")
+    findings = {path.stem: path.read_text(encoding="utf-8").strip() for path in texts}
+    return Results({path.stem: read(path) for path in paths}, findings)

@@ -64,6 +64,7 @@ def test_table_and_file_hold_what_the_functions_return(
         "sha256": hashlib.sha256(text.read_bytes()).hexdigest(),
         "sequence_length": 16,
         "windows": 4,
+        "bos": False,
     }
     answers = zero_shot(model, tokenizer, ["piqa", "arc_easy"], data=tasks, limit=5)
     assert record["results"]["zero_shot"] == answers.to_dict()
@@ -115,6 +116,35 @@ def test_several_texts_or_none(model_folder: Path, text: Path, tasks: Path, tmp_
     assert result.exit_code == 0, result.output
     assert "erplexity" not in result.output
     assert_refused(evaluate(model_folder, "--perplexity", "none", "--tasks", "none"), "there is nothing to evaluate")
+
+
+def test_sequences_start_as_the_tokenizer_starts_them(
+    model_folder: Path, text: Path, bos_tokenizer: Any, tmp_path: Path
+) -> None:
+    bos_tokenizer.save_pretrained(model_folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    options = [model_folder, "--perplexity", text, "--tasks", "none", "--sequence-length", 16]
+    for bos in ("auto", "no"):
+        output = tmp_path / f"{bos}.json"
+        result = evaluate(*options, "--bos", bos, "--output", output)
+        assert result.exit_code == 0, result.output
+        record = json.loads(output.read_text())["results"]["perplexity"][str(text)]
+        assert record["bos"] is (bos == "auto")
+        expected = perplexity(model, bos_tokenizer, text, sequence_length=16, bos=bos)
+        assert record["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert_refused(evaluate(*options, "--bos", "perhaps"), "'--bos'")
+
+
+def test_texts_are_taken_from_the_field_asked_for(model_folder: Path, text: Path, tmp_path: Path) -> None:
+    table = tmp_path / "text.csv"
+    table.write_text(f'id,body\n1,"{text.read_text()}"\n')
+    results = [
+        evaluate(model_folder, "--perplexity", path, "--tasks", "none", *field)
+        for path, field in ((text, []), (table, ["--text-field", "body"]))
+    ]
+    assert results[0].exit_code == 0, results[0].output
+    assert results[0].output.split("perplexity on ")[1].split(": ")[1].split()[0] in results[1].output
+    assert_refused(evaluate(model_folder, "--perplexity", table, "--tasks", "none"), "its columns are id, body")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_a_model_is_pruned_from_end_to_end(model_folder: Path, text: Path, tmp_p
         "seed": 5,
         "samples": 6,
         "sequence_length": 32,
+        "bos": False,
     }
     assert {"torch", "transformers", "python"} <= report["versions"].keys()
     assert report["perplexity"]["dense"] > 1
@@ -82,6 +83,45 @@ def test_sequence_length_is_capped_by_default_only(model_folder: Path, text: Pat
     report = json.loads((tmp_path / "one" / "pruning.json").read_text())
     assert report["calibration"]["sequence_length"] == 64
     refused(*arguments, "--output", tmp_path / "two", "--sequence-length", 65, match="longer than the 64 tokens")
+
+
+def test_sequences_start_as_the_tokenizer_starts_them(
+    model_folder: Path, text: Path, bos_tokenizer: Any, tmp_path: Path
+) -> None:
+    bos_tokenizer.save_pretrained(model_folder)
+    arguments = [model_folder, "--calibration", text, "--samples", 4, "--method", "wanda", "--evaluate", text]
+    reports = {}
+    for bos in ("auto", "no"):
+        result = prune(*arguments, "--output", tmp_path / bos, "--bos", bos, "--windows", 2)
+        assert result.exit_code == 0, result.output
+        reports[bos] = json.loads((tmp_path / bos / "pruning.json").read_text())
+        assert reports[bos]["perplexity"]["windows"] == 2
+        assert reports[bos]["perplexity"]["bos"] is reports[bos]["calibration"]["bos"] is (bos == "auto")
+    assert reports["auto"]["perplexity"]["dense"] != reports["no"]["perplexity"]["dense"]
+    assert reports["auto"]["layers"][0]["loss"] != reports["no"]["layers"][0]["loss"]
+
+
+def test_texts_are_taken_from_the_field_asked_for(model_folder: Path, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(text.read_text().replace('"text"', '"body"'))
+    hashes = []
+    for path, field in ((text, []), (other, ["--text-field", "body"])):
+        arguments = [
+            "--output",
+            tmp_path / path.stem,
+            "--calibration",
+            path,
+            "--evaluate",
+            path,
+            "--samples",
+            2,
+            *field,
+        ]
+        result = prune(model_folder, *arguments, "--method", "magnitude")
+        assert result.exit_code == 0, result.output
+        hashes.append(json.loads((tmp_path / path.stem / "pruning.json").read_text())["perplexity"]["dense"])
+    assert hashes[0] == hashes[1]
+    refused(model_folder, "--output", tmp_path / "out", "--calibration", other, match="name one with --text-field")
 
 
 def test_the_same_seed_gives_the_same_model(model_folder: Path, text: Path, tmp_path: Path) -> None:

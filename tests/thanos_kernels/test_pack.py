@@ -1,12 +1,16 @@
 """2:4 packing against PyTorch's own converter, against the reference, and there and back."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from elsewhere import HERE, two_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass as oracle
 
-from thanos_kernels import native, pack_24, unpack_24
+from thanos_kernels import native, pack, pack_24, unpack_24
 from thanos_kernels.pack import Packed24
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.int8]
@@ -168,6 +172,35 @@ def test_nan_and_infinity_are_values_and_views_are_taken(backend: str) -> None:
     offset = torch.cat((torch.ones(1), weight.flatten())).to(torch.bfloat16)[1:].view(64, 64)
     for view in (offset, weight.T.contiguous().T, weight.repeat(1, 2)[:, 64:]):
         assert torch.equal(unpack_24(pack_24(view, backend=backend), backend=backend).isnan(), view.isnan())
+
+
+@pytest.mark.skipif(not native.available(), reason="the extension is not built")
+def test_cuda_launches_on_the_device_of_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[str, int, Any]] = []
+    with two_devices() as (current, moved):
+
+        def kernel(name: str) -> Any:
+            return lambda *arguments: launched.append((name, current.index, arguments[-1]))
+
+        extension = SimpleNamespace(cuda=True, cuda_pack_24=kernel("pack"), cuda_unpack_24=kernel("unpack"))
+        monkeypatch.setattr(pack, "_EXTENSION", extension)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=device))
+        packed = pack_24(moved(torch.zeros(32, 64, dtype=torch.bfloat16)), "cutlass", backend="cuda")
+        assert packed.values.device == packed.metadata.device == HERE
+        assert unpack_24(packed, backend="cuda").device == HERE
+        assert current.index == 0
+    assert launched == [("pack", 1, HERE), ("unpack", 1, HERE)]
+
+
+@pytest.mark.skipif(not native.available(), reason="the extension is not built")
+def test_packing_asks_for_no_default() -> None:
+    weight = weight_24(32, 64, torch.bfloat16)
+    try:
+        torch.set_default_device("meta")
+        for backend in BACKENDS:
+            assert same_bits(unpack_24(pack_24(weight, backend=backend), backend=backend), weight)
+    finally:
+        torch.set_default_device(None)
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -1,10 +1,13 @@
 """Model directories: how they are read, and how they are written whole or not at all."""
 
-from thanos.checkpoint.reading import DTYPES, is_gguf, load_config, load_model, load_tokenizer, max_length
+from thanos.checkpoint.reading import DTYPES, auto_class, is_gguf, load_config, load_model, load_tokenizer, max_length
+from thanos.checkpoint.source import source_folder
+from thanos.checkpoint.update import save_pruned
 from thanos.checkpoint.writing import check_target, save_model, staged
 
 __all__ = [
     "DTYPES",
+    "auto_class",
     "check_target",
     "is_gguf",
     "load_config",
@@ -12,5 +15,7 @@ __all__ = [
     "load_tokenizer",
     "max_length",
     "save_model",
+    "save_pruned",
+    "source_folder",
     "staged",
 ]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from thanos_kernels.errors import first_line
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_LENGTHS = (  # what configurations call the tokens a model takes
+    "max_position_embeddings",
+    "max_seq_len",
+    "n_positions",
+    "max_sequence_length",
+    "max_target_positions",
+    "model_max_length",
+    "seq_length",
+    "n_ctx",
+)
 
 
 def load_config(model: str) -> Any:
@@ -20,16 +34,25 @@ def load_config(model: str) -> Any:
         ValueError: there is no such model, it cannot be read, or it is no decoder-only causal language model.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = _read(model, AutoConfig.from_pretrained)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{model} is an encoder-decoder ({config.model_type}); only decoder-only models are pruned")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if auto_class(config) is None:
         raise ValueError(
             f"{model} is no causal language model that transformers knows (its type is {config.model_type})"
         )
     return config
+
+
+def auto_class(config: Any) -> Any:
+    """The class that reads the whole model: of a multimodal one its vision part too. None for another kind of model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    if type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM if type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
 def load_tokenizer(model: str) -> Any:
@@ -40,7 +63,12 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_model(
-    model: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None, *, config: Any = None
+    model: str,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    *,
+    config: Any = None,
+    allow_missing: bool = False,
 ) -> Any:
     """A causal language model in evaluation mode.
 
@@ -49,19 +77,49 @@ def load_model(
         dtype: of the weights; None keeps the checkpoint's own.
         device: None leaves it on the CPU.
         config: what :func:`load_config` returned for it, to save reading it again.
+        allow_missing: whether tensors that the checkpoint lacks may be random, and those that the model does not know
+            be left out.
 
     Raises:
-        ValueError: as :func:`load_config`.
+        ValueError: as :func:`load_config`, or tensors are missing, of another shape, or unknown to the model.
     """
-    from transformers import AutoModelForCausalLM
-
-    options = {"config": config or load_config(model), "dtype": dtype or "auto"}
+    config = config or load_config(model)
+    # Mismatches are taken in here, to be refused by name below.
+    options = {"config": config, "dtype": dtype or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
     if is_gguf(model):
         options["quantization_config"] = _dequantised()
-    loaded = _read(model, AutoModelForCausalLM.from_pretrained, **options)
+    loaded, found = _read(model, auto_class(config).from_pretrained, **options)
+    if not allow_missing:
+        _refuse_incomplete(model, loaded, found)
     if is_gguf(model):
         _forget_quantisation(loaded)
     return loaded.eval() if device is None else loaded.eval().to(device)
+
+
+def _refuse_incomplete(model: str, loaded: Any, found: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose tensors are not the model's, by name."""
+    mismatched = [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in found["mismatched_keys"]]
+    buffers = {name for name, _ in loaded.named_buffers()}
+    unknown = [name for name in found["unexpected_keys"] if not _is_buffer(name, buffers)]
+    for names, what in (
+        (sorted(found["missing_keys"]), "lacks"),
+        (sorted(mismatched), "holds in another shape"),
+        (sorted(unknown), "holds, but its model class does not know,"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(
+                f"the checkpoint {model} {what} the tensor {names[0]}{more}; mend it, or pass --allow-missing "
+                "(allow_missing=True) to use random weights for what is missing and leave out what is unknown"
+            )
+
+
+def _is_buffer(name: str, buffers: set[str]) -> bool:
+    """Whether a tensor is one that models compute themselves, such as rotary tables and masks in old checkpoints."""
+    leaf = name.rpartition(".")[2]
+    ends = {buffer.rpartition(".")[2] for buffer in buffers} | {"inv_freq", "masked_bias"}
+    masks = leaf == "bias" and name.endswith(("attn.bias", "attention.bias"))
+    return leaf in ends or masks
 
 
 def is_gguf(model: str) -> bool:
@@ -70,8 +128,36 @@ def is_gguf(model: str) -> bool:
 
 def max_length(config: Any) -> int | None:
     """The longest sequence a model takes, in tokens; None where it has no limit."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
+    text = config.get_text_config()
+    length = next((value for name in _LENGTHS if (value := getattr(text, name, None)) is not None), None)
+    if not isinstance(length, int) or length < 1:
+        return None
+    return length - _reserved(config, length)
+
+
+def _reserved(config: Any, length: int) -> int:
+    """How many of the model's ``length`` positions no token can have.
+
+    Families like RoBERTa count positions from behind the padding token's, whose row is marked in the table of the
+    positions' embeddings. So the model is looked at: without weights, and with one block.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return 0
+    if any(getattr(text, name, None) is not None for name in ("rope_parameters", "rope_theta")):
+        return 0  # rotary positions have no table, and such models may be large
+    small = copy.deepcopy(config)
+    if hasattr(small, "num_hidden_layers"):
+        small.num_hidden_layers = 1
+    build: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        model = build(small)
+    tokens = model.get_input_embeddings()
+    tables = [table for table in model.modules() if isinstance(table, torch.nn.Embedding) and table is not tokens]
+    marks = [table.padding_idx for table in tables if table.num_embeddings == length]
+    return max((mark + 1 for mark in marks if mark is not None), default=0)
 
 
 def _read(model: str, reader: Any, **options: Any) -> Any:
@@ -89,23 +175,18 @@ def _read(model: str, reader: Any, **options: Any) -> Any:
     try:
         return reader(str(path) if "gguf_file" in options or path.is_dir() else model, **options)
     except ImportError as error:
-        raise ValueError(f"{model} needs a package that is not installed: {_first_sentence(error)}") from error
+        raise ValueError(f"{model} needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:  # the readers raise whatever their parsers raise
         here = "" if path.exists() else f"there is no directory {model} here, and "
-        raise ValueError(f"cannot read the model {model}: {here}{_first_sentence(error)}") from error
+        raise ValueError(f"cannot read the model {model}: {here}{first_line(error)}") from error
 
 
 def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or not model
 
 
-def _first_sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".:")
-
-
 def _dequantised() -> Any:
-    """Older versions of transformers unpack a GGUF file in any case; newer ones where they are told to."""
+    """Older versions of transformers unpack a GGUF file in any case; newer ones where they are asked to."""
     try:
         from transformers import GgufConfig
     except ImportError:

@@ -10,7 +10,10 @@ from typing import Any
 import click
 import torch
 
-TEXT = "c4|wikitext2|builtin|FILE"
+from thanos.text.beginning import BOS
+from thanos_kernels.errors import first_line
+
+TEXT = "c4|wikitext2|builtin|FILE|DIR"
 _INTERRUPTED = 130
 _DEBUG = "thanos.debug"
 
@@ -74,7 +77,7 @@ def parsed(parse: Any) -> Any:
                 return tuple(parse(one) for one in value)
             return value if value is None else parse(value)
         except (ValueError, RuntimeError, re.error) as error:
-            raise click.BadParameter(str(error).splitlines()[0]) from None
+            raise click.BadParameter(first_line(error)) from None
 
     return callback
 
@@ -87,7 +90,7 @@ def usable_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from None
     return device
 
 
@@ -96,8 +99,27 @@ def default_device(chosen: torch.device | None) -> torch.device:
     return chosen or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def read_bytes(text: str) -> int:
+    """``"8GiB"``, ``"500MB"`` or ``"1000000"`` in bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise ValueError(f"{text!r} is no number of bytes, such as 8GiB, 500MB or 1000000")
+    size = int(float(found[1]) * _UNITS[found[2]])
+    if size < 1:
+        raise ValueError(f"memory limit must be at least 1 byte, not {text}")
+    return size
+
+
 def source(name: str) -> str:
-    """The name of a text, which must be known or a file."""
+    """The name of a text, which must be known, a file or a directory."""
     from thanos.text import check_source
 
     check_source(name)
@@ -109,3 +131,30 @@ DEVICE_OPTION = click.option(
     callback=parsed(usable_device),
     help="Where to work, such as cpu or cuda:0.  [default: cuda, if there is one]",
 )
+DTYPE_OPTION = click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the weights, the forwards and the saved model; auto is the checkpoint's own, float32 for GGUF files.",
+)
+WINDOWS_OPTION = click.option(
+    "--windows", type=click.IntRange(min=1), help="Take the first N windows of a text for perplexity only."
+)
+
+
+def text_options(command: Any) -> Any:
+    """The options that say how texts are read, ``--bos`` and ``--text-field``."""
+    bos = click.option(
+        "--bos",
+        default="auto",
+        show_default=True,
+        type=click.Choice(BOS),
+        help="Whether each sequence of text starts with a begin-of-sequence token; auto asks the tokenizer.",
+    )
+    text_field = click.option(
+        "--text-field",
+        metavar="NAME",
+        help="Field of a text's records that holds it.  [default: text, or else a chat in messages or conversations]",
+    )
+    return bos(text_field(command))

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 
-from thanos.walk.model import Progress
+from thanos.walk.events import Progress
 
 _BETWEEN_LINES = 60.0  # seconds, while a long text is scored
 
@@ -21,15 +21,15 @@ _BETWEEN_LINES = 60.0  # seconds, while a long text is scored
 class Display(Protocol):
     """Shows how far the work is."""
 
-    def walked(self, progress: Progress) -> None:
+    def layer_pruned(self, progress: Progress) -> None:
         """A layer is about to be pruned, or was."""
         ...
 
-    def scored(self, done: int, windows: int) -> None:
+    def window_scored(self, done: int, windows: int) -> None:
         """A window of text was scored."""
         ...
 
-    def answered(self, task: str, done: int, documents: int) -> None:
+    def documents_scored(self, task: str, done: int, documents: int) -> None:
         """Documents of a zero-shot task were scored."""
         ...
 
@@ -82,7 +82,7 @@ class _Live:
         self._loss = ""
         self._width = 0
 
-    def walked(self, progress: Progress) -> None:
+    def layer_pruned(self, progress: Progress) -> None:
         if progress.relative_loss is not None:
             self._loss = f"loss {progress.relative_loss:.1e}"
         left, name = _left(progress), short_name(progress.layer)
@@ -95,17 +95,17 @@ class _Live:
             progress.layers,
         )
 
-    def scored(self, done: int, windows: int) -> None:
+    def window_scored(self, done: int, windows: int) -> None:
         self._timed("perplexity", "window", done, windows)
 
-    def answered(self, task: str, done: int, documents: int) -> None:
+    def documents_scored(self, task: str, done: int, documents: int) -> None:
         self._timed(task, "document", done, documents)
 
     def _timed(self, work: str, unit: str, done: int, total: int) -> None:
         if work != self._work:
             self._work, self._begin = work, time.perf_counter()
-        gone = time.perf_counter() - self._begin
-        left = f"{duration(gone / done * (total - done))} left" if done else ""
+        passed = time.perf_counter() - self._begin
+        left = f"{duration(passed / done * (total - done))} left" if done else ""
         self._show(work, f"{unit} {done}/{total}", left, done, total)
 
     def _show(self, description: str, what: str, left: str, done: int, total: int) -> None:
@@ -124,26 +124,26 @@ class _Lines:
         self._work = ""
         self._scored, self._begin, self._said = 0, time.perf_counter(), time.perf_counter()
 
-    def walked(self, progress: Progress) -> None:
+    def layer_pruned(self, progress: Progress) -> None:
         if self._last is not None and progress.block != self._last.block:
             self.end_block()
         if progress.relative_loss is not None:
             self._worst = max(self._worst, (progress.relative_loss, short_name(progress.layer)))
             self._last = progress
 
-    def scored(self, done: int, windows: int) -> None:
+    def window_scored(self, done: int, windows: int) -> None:
         """Plain output says the result only, and how far it is once a minute."""
         now = time.perf_counter()
         if done <= self._scored:  # another text
             self._begin = self._said = now
         elif now - self._said >= _BETWEEN_LINES:
-            self._said, gone = now, now - self._begin
-            left = duration(gone / done * (windows - done))
-            line = f"perplexity: window {done}/{windows}; {duration(gone)} gone, {left} left"
+            self._said, passed = now, now - self._begin
+            left = duration(passed / done * (windows - done))
+            line = f"perplexity: window {done}/{windows}; {duration(passed)} passed, {left} left"
             self._console.print(line, highlight=False, soft_wrap=True)
         self._scored = done
 
-    def answered(self, task: str, done: int, documents: int) -> None:
+    def documents_scored(self, task: str, done: int, documents: int) -> None:
         """Plain output says the results only, and which task is next."""
         if task != self._work:
             self._work = task
@@ -157,7 +157,7 @@ class _Lines:
         self._worst, self._last = (-1.0, ""), None
         self._console.print(
             f"block {last.block + 1}/{last.blocks}: largest relative loss {loss:.1e} in {name}; "
-            f"{duration(last.seconds)} gone, {duration(_left(last) or 0)} left",
+            f"{duration(last.seconds)} passed, {duration(_left(last) or 0)} left",
             highlight=False,
             soft_wrap=True,
         )

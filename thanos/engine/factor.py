@@ -2,81 +2,115 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
+from thanos.engine.timing import immediate
+from thanos.options import real_number
+from thanos_kernels.scope import plain_arithmetic
 
 
+class HessianNotFiniteError(ValueError):
+    """The Hessian holds NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__("the Hessian holds NaN or infinity")
+
+
+@dataclass(frozen=True)
 class Factor:
-    """The Hessian of one input, its damping, and its inverse factor U when somebody first asks for it.
+    """The Hessian of one input, damped, and the factor of its inverse. A value: :func:`factorise` makes it.
 
     Layers with the same input share one: pass it where :func:`thanos.prune_weight` takes a Hessian.
 
-    Args:
-        hessian: (b, b), ``mean(x x.T)`` over tokens, any floating type; used in float32, or float64 if it is that.
-            It must not change while the factor is in use.
-        damping: relative to the mean of the live diagonal. A factorisation that fails raises it tenfold, up to 1.0.
-        backend: of :func:`thanos_kernels.inverse_factor`.
-
     Attributes:
+        hessian: (b, b), float32 or float64, ``mean(x x.T)`` over tokens.
+        damping: relative to the mean of the live diagonal.
         dead: (b,), bool: the columns whose input is always zero.
         norms: (b,), the root mean square of each column's input, ``sqrt(H_jj)``.
-        damping: the damping in use.
-        info: 0-d tensors, non-zero where a factorisation in use failed.
-
-    Raises:
-        ValueError: the Hessian is not a square floating matrix, or the damping is negative.
+        ridge: 0-d float64, what the damping adds to the diagonal.
+        upper: U (b, b), upper triangular, ``inverse(Hd) = U.T @ U``; None where it was not asked for.
+        failed: 0-d, non-zero where the factorisation failed: only on a device, which was not waited for.
     """
 
-    def __init__(self, hessian: Tensor, damping: float = 0.01, backend: str = "auto") -> None:
-        if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
-            raise ValueError(
-                f"the Hessian must be a square floating matrix, not {hessian.dtype} {tuple(hessian.shape)}"
-            )
-        self.hessian = hessian.to(torch.promote_types(hessian.dtype, torch.float32))
-        self.dead = self.hessian.diagonal() == 0
-        self.norms = self.hessian.diagonal().clamp(min=0).sqrt()
-        self._backend = backend
-        self._schedule = kernels.damping_schedule(damping)
-        self.damping = next(self._schedule)
-        self._upper: Tensor | None = None
-        self.info: list[Tensor] = []
-
-    @property
-    def upper(self) -> Tensor:
-        """U (b, b), upper triangular, ``inverse(Hd) = U.T @ U``."""
-        if self._upper is None:
-            self._upper, _, info = kernels.inverse_factor_ex(self.hessian, self.damping, backend=self._backend)
-            self.info.append(info)
-            if info.device.type == "cpu" and int(info):  # on a device nobody waits: `info` says it in the end
-                self.raise_damping()
-                return self.upper
-        return self._upper
+    hessian: Tensor
+    damping: float
+    dead: Tensor
+    norms: Tensor
+    ridge: Tensor
+    upper: Tensor | None
+    failed: Tensor
 
     def without_dead_(self, weights: Tensor) -> Tensor:
         """``weights`` (n, b), set to zero in the dead columns."""
-        if self.dead.device.type == "cpu" and not bool(self.dead.any()):
+        if immediate(self.dead) and not bool(self.dead.any()):
             return weights
         return weights.masked_fill_(self.dead, 0)
 
-    @property
-    def ridge(self) -> Tensor:
-        """What the damping adds to the diagonal, 0-d float64."""
-        return kernels.damped_diagonal(self.hessian, self.damping)[2].double()
 
-    def to(self, dtype: torch.dtype) -> Factor:
-        """This factor, or a new one in another dtype."""
-        if dtype == self.hessian.dtype:
-            return self
-        return Factor(self.hessian.to(dtype), self.damping, self._backend)
+@plain_arithmetic
+def factorise(hessian: Tensor, damping: float = 0.01, backend: str = "auto", *, inverse: bool = True) -> Factor:
+    """Damp a Hessian and factor its inverse (docs/method.md, section 2).
 
-    def raise_damping(self) -> None:
-        """Go on with ten times the damping; ``torch.linalg.LinAlgError`` beyond 1.0."""
-        self._upper, self.info = None, []
-        try:
-            self.damping = next(self._schedule)
-        except StopIteration:
-            raise torch.linalg.LinAlgError(
-                f"the Hessian is not positive definite with any damping up to {kernels.MAX_DAMPING}"
-            ) from None
+    Args:
+        hessian: (b, b), ``mean(x x.T)`` over tokens, any floating type; used in float32, or float64 if it is that. It
+            must not change while the factor is in use.
+        damping: relative to the mean of the live diagonal. A factorisation that fails raises it tenfold, up to 1.0: at
+            once on the CPU; on a device where ``failed`` is read, by :func:`more_damped`.
+        backend: of :func:`thanos_kernels.inverse_factor`.
+        inverse: whether U is wanted.
+
+    Raises:
+        ValueError: the Hessian is not a square floating matrix or holds NaN, or the damping is negative.
+        torch.linalg.LinAlgError: it is not positive definite with any damping up to 1.0.
+    """
+    check_hessian(hessian)
+    damping = next(kernels.damping_schedule(real_number("damping", damping)))
+    hessian = hessian.detach().to(torch.promote_types(hessian.dtype, torch.float32))
+    diagonal = hessian.diagonal()
+    upper, failed = None, torch.zeros((), dtype=torch.int32, device=hessian.device)
+    if inverse:
+        upper, _, failed = kernels.inverse_factor_ex(hessian, damping, backend=backend)
+        while immediate(failed) and int(failed):
+            if not finite(hessian):
+                raise HessianNotFiniteError
+            damping = _more(damping)
+            upper, _, failed = kernels.inverse_factor_ex(hessian, damping, out=upper, backend=backend)
+    ridge = kernels.damped_diagonal(hessian, damping)[2].double()
+    return Factor(hessian, damping, diagonal == 0, diagonal.clamp(min=0).sqrt(), ridge, upper, failed)
+
+
+def check_hessian(hessian: object) -> None:
+    """Raise ValueError or TypeError unless it is a square floating matrix."""
+    if not isinstance(hessian, Tensor):
+        raise TypeError(f"the Hessian must be a tensor or a Factor, not {type(hessian).__name__}")
+    if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
+        raise ValueError(f"the Hessian must be a square floating matrix, not {hessian.dtype} {tuple(hessian.shape)}")
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """0-d bool: no NaN and no infinity, in one pass and without a temporary."""
+    low, high = torch.aminmax(tensor)
+    return low.isfinite() & high.isfinite()
+
+
+def more_damped(factor: Factor, backend: str = "auto") -> Factor:
+    """The same Hessian's factor with ten times the damping; ``torch.linalg.LinAlgError`` beyond 1.0."""
+    return factorise(factor.hessian, _more(factor.damping), backend, inverse=factor.upper is not None)
+
+
+def _more(damping: float) -> float:
+    for more in kernels.damping_schedule(damping):
+        if more > damping:
+            return more
+    raise torch.linalg.LinAlgError(f"the Hessian is not positive definite with any damping up to {kernels.MAX_DAMPING}")
+
+
+def converted(factor: Factor, dtype: torch.dtype, inverse: bool, backend: str = "auto") -> Factor:
+    """The factor, or a new one where it is of another dtype or lacks the inverse that is wanted."""
+    if factor.hessian.dtype == dtype and (factor.upper is not None or not inverse):
+        return factor
+    return factorise(factor.hessian.to(dtype), factor.damping, backend, inverse=inverse)

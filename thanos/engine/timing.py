@@ -1,4 +1,4 @@
-"""Where the time goes, step by step, without making a device wait."""
+"""Where the time goes, step by step, without making a device wait; and the one place where a device is waited for."""
 
 from __future__ import annotations
 
@@ -8,29 +8,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+
+def immediate(tensor: Tensor) -> bool:
+    """Whether reading a value of ``tensor`` costs nothing, as on the CPU; a device must be waited for."""
+    return tensor.device.type == "cpu"
+
+
+def read(*values: Tensor) -> list[float]:
+    """The values of 0-d tensors of one device, by one wait."""
+    return [float(value) for value in torch.stack([value.double() for value in values]).cpu().tolist()]
 
 
 class StepTimer:
     """Adds up the time of named steps: wall time on the CPU, events in the stream on a CUDA or ROCm device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._on_stream = device.type == "cuda"
+        self._device = device
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
         """Time the body as part of ``step``."""
-        if self._on_stream:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
+        if self._device.type == "cuda":
+            begin = event(self._device)
             yield
-            end.record()
-            self._events.append((step, begin, end))
+            self._events.append((step, begin, event(self._device)))
         else:
-            begin_seconds = time.perf_counter()
+            start = time.perf_counter()
             yield
-            self._seconds[step] += time.perf_counter() - begin_seconds
+            self._seconds[step] += time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
         """Seconds per step. On a device, call it only after the work has been waited for."""
@@ -38,3 +47,10 @@ class StepTimer:
             self._seconds[step] += begin.elapsed_time(end) / 1000
         self._events.clear()
         return dict(self._seconds)
+
+
+def event(device: torch.device) -> torch.cuda.Event:
+    """An event at this point of the stream of ``device``, which need not be the current device."""
+    mark = torch.cuda.Event(enable_timing=True)
+    mark.record(torch.cuda.current_stream(device))
+    return mark

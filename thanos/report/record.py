@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from thanos.report.machine import versions
 
 FILE_NAME = "pruning.json"
 
@@ -21,17 +21,21 @@ class LayerReport:
     Attributes:
         name: full name in the model.
         shape: (c, b), out features x in features.
-        sparsity: share of its weights that were removed.
+        zeros: how many of its weights are zero, counted: those removed and those that were zero before.
+        sparsity: the same as a share.
         loss: ``tr((W' - W) H (W' - W).T)``, the mean squared output error per token.
         relative_loss: ``loss`` over the mean squared output ``tr(W H W.T)``.
         damping: the damping used; more than was asked for where a factorisation failed.
         shared_with: the first layer that received the very same input, whose Hessian this one used; None if its own.
-        tokens: calibration tokens its Hessian was taken from.
+        tokens: calibration tokens its Hessian was taken from; those routed to it, for an expert.
+        pool_share: for an expert, the share that the tokens of all experts beside it have in its Hessian; 1 where no
+            token reached it.
         seconds: time per step: hessian, factor, select, solve, update, loss.
     """
 
     name: str
     shape: tuple[int, int]
+    zeros: int
     sparsity: float
     loss: float
     relative_loss: float
@@ -39,6 +43,7 @@ class LayerReport:
     shared_with: str | None
     tokens: int
     seconds: dict[str, float]
+    pool_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class ModelReport:
     Attributes:
         method, pattern: what was asked for.
         nominal_sparsity: the pattern's.
-        effective_sparsity: removed weights over all weights of the blocks' linear layers, those left dense included.
+        effective_sparsity: zeros over all weights of the blocks (all parameters but vectors), counted in the pruned
+            model, those left dense included.
         options: every option of the run.
         layers: the pruned layers, in the order of pruning.
         excluded: layers left dense because they were excluded.
@@ -89,14 +95,3 @@ def json_numbers(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_numbers(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for package in ("thanos-pruning", "torch", "transformers", "datasets", "safetensors"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class Scorer(TemplateLM):  # type: ignore[misc]
         for index, (_, context, continuation) in enumerate(requests):
             tokens = (context + continuation)[-(self._longest + 1) :]
             if targets := tokens[1:][-len(continuation) :] if continuation else []:
-                wanted.setdefault(tuple(tokens[:-1]), []).append((index, torch.tensor(targets)))
+                wanted.setdefault(tuple(tokens[:-1]), []).append((index, _tokens(targets)))
         done = len(requests) - sum(map(len, wanted.values()))
         sequences = sorted(wanted, key=lambda sequence: (-len(sequence), sequence))
         reach = {sequence: max(len(targets) for _, targets in asked) for sequence, asked in wanted.items()}
@@ -115,16 +115,16 @@ class Scorer(TemplateLM):  # type: ignore[misc]
     def _score(self, batch: list[tuple[int, ...]], asked: list[tuple[int, Tensor]]) -> list[tuple[float, bool]]:
         """Run sequences, the longest first; for each (row, targets), the answer where that row should end in them."""
         longest = len(batch[0])
-        tokens = torch.zeros(len(batch), longest, dtype=torch.int64)
+        tokens = torch.zeros(len(batch), longest, dtype=torch.int64, device="cpu")
         for row, sequence in enumerate(batch):
-            tokens[row, : len(sequence)] = torch.tensor(sequence)
+            tokens[row, : len(sequence)] = _tokens(sequence)
         firsts = [len(batch[row]) - len(targets) for row, targets in asked]
         with torch.inference_mode():
             logits = run_model(self.model, tokens, last=longest - min(firsts)).logits
             shift = longest - logits.shape[1]  # a model may compute the logits of all positions all the same
             places = torch.cat(
                 [
-                    row * logits.shape[1] + torch.arange(first - shift, first - shift + len(targets))
+                    row * logits.shape[1] + torch.arange(first - shift, first - shift + len(targets), device="cpu")
                     for (row, targets), first in zip(asked, firsts, strict=True)
                 ]
             )
@@ -135,6 +135,11 @@ class Scorer(TemplateLM):  # type: ignore[misc]
             (float(part.sum()), bool(hits.all()))
             for part, hits in zip(likely.split(lengths), greedy.split(lengths), strict=True)
         ]
+
+
+def _tokens(ids: Sequence[int]) -> Tensor:
+    """On the CPU, whatever the default device is."""
+    return torch.tensor(ids, dtype=torch.int64, device="cpu")
 
 
 def _of_targets(logits: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

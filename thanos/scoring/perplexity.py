@@ -10,28 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thanos.checkpoint import max_length
-from thanos.text import Text, load_text, tokenize
+from thanos.scoring.windows import Windows, cut_tokens, load_windows, window_length
+from thanos.text import load_text, tokenize
 from thanos.walk.replay import run_model
 
-_DEFAULT_LENGTH = 2048
 _BATCH_TOKENS = 2048  # in the windows scored together
 _ROWS = 512  # of logits turned into losses at a time: a large vocabulary's float32 copy stays small
 
 
-def load_tokens(source: str | Path | Sequence[str], tokenizer: Any) -> Tensor:
+def load_tokens(
+    source: str | Path | Sequence[str], tokenizer: Any, bos: str = "auto", *, text_field: str | None = None
+) -> Tensor:
     """Token ids (T,), int64, of a text for evaluation: its documents joined by blank lines, tokenised once.
 
+    They start with what stands in front of a text, where anything does.
+
     Args:
-        source: ``wikitext2`` (its test split), ``c4`` (1100 documents of its validation split), ``builtin``, a .txt,
-            .jsonl or .parquet file, or a list of documents.
+        source, bos, text_field: as for :func:`thanos.scoring.windows.load_windows`.
 
     Raises:
         ValueError: the source cannot be read or is empty.
     """
-    if isinstance(source, str | Path):
-        return tokenize(load_text(source, "test"), tokenizer)
-    return tokenize(Text(list(source), "documents", ""), tokenizer)
+    return tokenize(load_text(source, "test", text_field=text_field, tokenizer=tokenizer), tokenizer, bos)
 
 
 def perplexity(
@@ -41,12 +41,17 @@ def perplexity(
     *,
     sequence_length: int | None = None,
     windows: int | None = None,
+    bos: str = "auto",
+    text_field: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """``exp`` of the mean loss per predicted token, over windows that do not overlap.
 
-    The tokens are cut into windows of ``sequence_length``; each is scored by itself, its first token unpredicted; a
-    shorter rest at the end is dropped.
+    The tokens are cut into windows of ``sequence_length``, and each is scored by itself; a shorter rest at the end is
+    dropped. Where the tokenizer puts a begin-of-sequence token in front of a text, every window is that token and
+    ``sequence_length`` - 1 tokens of text, all of which are predicted, the first from the token in front of it.
+    Otherwise a window is text alone, and its first token is not predicted. Either way the mean is over
+    ``sequence_length`` - 1 tokens of each window.
 
     Args:
         model: a Hugging Face causal language model.
@@ -54,57 +59,48 @@ def perplexity(
         source: as for :func:`load_tokens`, or token ids (T,).
         sequence_length: 2048, or what the model takes, where that is less.
         windows: take only the first so many.
+        bos: whether windows start with the begin-of-sequence token, see :func:`thanos.text.beginning.beginning`.
+            Without a tokenizer, ``auto`` is whether the ids start with the model's.
+        text_field: of the records of a file or data set, see :func:`thanos.text.load_samples`.
         progress: called with the windows done and their number.
 
     Raises:
-        ValueError: the text is shorter than a window, or the windows are longer than the model takes.
+        ValueError: the text is shorter than a window, or the windows are longer than the model takes; ``bos`` is
+            ``yes`` and there is no such token.
     """
-    length = window_length(model.config, sequence_length)
-    if windows is not None and windows < 1:
-        raise ValueError(f"windows must be at least 1, not {windows}")
-    tokens = source if isinstance(source, Tensor) else load_tokens(source, tokenizer)
-    check_windows(tokens, length)
-    count = min(len(tokens) // length, windows or len(tokens))
+    config: Any = model.config
+    length = window_length(config, sequence_length)
+    if isinstance(source, Tensor):
+        cut = cut_tokens(source, config, tokenizer, length, windows=windows, bos=bos)
+    else:
+        cut = load_windows(source, tokenizer, length, windows=windows, bos=bos, text_field=text_field)
+    return score_windows(model, cut, progress=progress)
+
+
+def score_windows(model: nn.Module, windows: Windows, *, progress: Callable[[int, int], None] | None = None) -> float:
+    """The perplexity of ``model`` on windows of text, see :func:`perplexity`."""
+    count, length = windows.tokens.shape
     training = model.training
     model.eval()
     total = 0.0
     try:
         with torch.inference_mode():
             done = 0
-            for batch in tokens[: count * length].view(count, length).split(max(1, _BATCH_TOKENS // length)):
+            for batch in windows.tokens.split(max(1, _BATCH_TOKENS // length)):
                 for logits, window in zip(run_model(model, batch).logits, batch, strict=True):
-                    total += _loss(logits, window)
+                    total += _loss(logits, window, windows.scored)
                 done += len(batch)
                 if progress is not None:
                     progress(done, count)
     finally:
         model.train(training)
-    return math.exp(total / (count * (length - 1)))
+    return math.exp(total / (count * windows.scored))
 
 
-def window_length(config: Any, asked: int | None = None) -> int:
-    """The length of a window in tokens: ``asked``, else 2048, or what a model of ``config`` takes, where that is less.
-
-    Raises:
-        ValueError: the model does not take as many.
-    """
-    limit = max_length(config)
-    length = asked if asked is not None else min(_DEFAULT_LENGTH, limit or _DEFAULT_LENGTH)
-    if length < 2 or (limit is not None and length > limit):
-        takes = f"from 2 to the {limit} tokens the model takes" if limit else "at least 2"
-        raise ValueError(f"the sequence length must be {takes}, not {length}")
-    return length
-
-
-def check_windows(tokens: Tensor, length: int) -> None:
-    """Raise ValueError unless the tokens fill a window."""
-    if len(tokens) < length:
-        raise ValueError(f"the text for perplexity holds {len(tokens)} tokens, less than one sequence of {length}")
-
-
-def _loss(logits: Tensor, tokens: Tensor) -> float:
-    """The summed loss of predicting tokens 1, 2, ... from the logits (S, V) before them."""
+def _loss(logits: Tensor, tokens: Tensor, scored: int) -> float:
+    """The summed loss of predicting the last ``scored`` tokens of a window from the logits (S, V) before them."""
     total = 0.0
-    for rows, targets in zip(logits[:-1].split(_ROWS), tokens[1:].split(_ROWS), strict=True):
+    before, predicted = logits[-scored - 1 : -1], tokens[-scored:]
+    for rows, targets in zip(before.split(_ROWS), predicted.split(_ROWS), strict=True):
         total += float(nn.functional.cross_entropy(rows.float(), targets.to(rows.device), reduction="sum"))
     return total

@@ -1,6 +1,21 @@
 """Text: its readers, calibration samples and token streams."""
 
+from thanos.text.beginning import BOS, Beginning, beginning, check_bos
 from thanos.text.readers import NAMES, Text, check_source, load_text
-from thanos.text.samples import Samples, load_samples, tokenize
+from thanos.text.samples import Samples, load_samples, text_tokens, tokenize, with_beginning
 
-__all__ = ["NAMES", "Samples", "Text", "check_source", "load_samples", "load_text", "tokenize"]
+__all__ = [
+    "BOS",
+    "NAMES",
+    "Beginning",
+    "Samples",
+    "Text",
+    "beginning",
+    "check_bos",
+    "check_source",
+    "load_samples",
+    "load_text",
+    "text_tokens",
+    "tokenize",
+    "with_beginning",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ def json_lines(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
         path: where ``content``, UTF-8, comes from; for errors.
 
     Raises:
-        UnicodeDecodeError: the content is not UTF-8.
-        ValueError: a line is not JSON.
+        ValueError: a line is not UTF-8 or not JSON.
     """
-    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"cannot read {path}, line {number}: {error}") from None
         except ValueError as error:
             raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
         yield number, value

@@ -1,13 +1,17 @@
-"""Documents from the hub, a file or Python's own documentation."""
+"""Documents from the hub, a list, a file, a directory or Python's own documentation."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from thanos.text.json_lines import json_lines
+from thanos.text.directories import from_directory, from_file
+from thanos.text.fields import Fields
+from thanos.text.files import is_readable, kinds
+from thanos_kernels.errors import first_line
 
 NAMES = ("c4", "wikitext2", "builtin")
 _C4_DOCUMENTS = {"train": 20_000, "validation": 1_100}  # the first ones of the split's first file
@@ -33,43 +37,74 @@ class Text:
 
 
 def check_source(source: str | Path) -> None:
-    """Refuse a source that is neither a known name nor a file of a known kind, without reading it.
+    """Refuse a source that is neither a known name, nor a file of a known kind, nor a directory, without reading it.
 
     Raises:
         ValueError: so it is.
     """
+    path = Path(source)
     if str(source) in NAMES:
         return
-    path = Path(source)
+    neither = f"{source} is neither one of {', '.join(NAMES)} nor a file"
+    try:
+        is_directory = path.is_dir()
+        if is_directory and not any(path.iterdir()):
+            raise ValueError(f"{neither}, and as a directory it is empty")
+    except OSError as error:
+        raise ValueError(f"cannot read {source}: {error}") from error
+    if is_directory:
+        return
     if not path.is_file():
-        raise ValueError(f"{source} is neither one of {', '.join(NAMES)} nor a file")
-    if path.suffix.lower() not in _READERS:
-        raise ValueError(f"{source} is not one of the kinds of text file that are read: {', '.join(_READERS)}")
+        raise ValueError(f"{neither} or a directory")
+    if not is_readable(path):
+        raise ValueError(f"{source} is not one of the kinds of text file that are read: {kinds()}")
 
 
-def load_text(source: str | Path, split: str) -> Text:
+def load_text(
+    source: str | Path | Sequence[str], split: str, *, text_field: str | None = None, tokenizer: Any = None
+) -> Text:
     """Read a text.
 
     Args:
-        source: as for :func:`load_samples`.
-        split: ``train``, or ``test`` for what calibration does not see; a file is the same for both.
+        source: as for :func:`thanos.text.load_samples`.
+        split: ``train``, or ``test`` for what calibration does not see; a file or a list is the same for both, and so
+            is a directory in which ``datasets`` finds no such split.
+        text_field: of records; None takes ``text``, or else a chat in ``messages`` or ``conversations``.
+        tokenizer: whose chat template writes chats.
 
     Raises:
         ValueError: the source cannot be read or is empty.
     """
-    check_source(source)
+    fields = Fields(text_field, tokenizer)
     name, digest = str(source), None
-    if name == "builtin":
+    if not isinstance(source, str | Path):
+        name, documents = "the list of documents", list(Fields().documents("the list of documents", _numbered(source)))
+    elif name == "builtin":
         documents = _builtin(split)
     elif name in NAMES:
         documents = _from_hub(name, split)
     else:
-        documents, digest = _from_file(Path(source))
+        check_source(source)
+        path = Path(source)
+        if path.is_dir():
+            documents = from_directory(path, split, fields)
+        else:
+            documents, digest = from_file(path, fields)
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise ValueError(f"{name} holds no text")
     text = Text(documents, name, digest or "")
     return text if digest else Text(documents, name, hashlib.sha256(text.joined().encode()).hexdigest())
+
+
+def _numbered(documents: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    for number, document in enumerate(documents, 1):
+        if not isinstance(document, str):
+            raise ValueError(
+                f"the source is a list of documents, which are strings; document {number} is a "
+                f"{type(document).__name__}. Token ids are samples already: prune_model takes them as a tensor"
+            )
+        yield f"document {number}", document
 
 
 def _builtin(split: str) -> list[str]:
@@ -91,49 +126,7 @@ def _from_hub(name: str, split: str) -> list[str]:
         rows = datasets.load_dataset("allenai/c4", data_files=file[part], split="train", streaming=True)
         return [row["text"] for row in rows.take(_C4_DOCUMENTS[part])]
     except Exception as error:  # from the network, the hub or the cache
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"cannot read {name} from the Hugging Face hub ({reason}); pass a local file or 'builtin' instead"
+            f"cannot read {name} from the Hugging Face hub ({first_line(error)}); "
+            "pass a local file or 'builtin' instead"
         ) from error
-
-
-def _from_file(path: Path) -> tuple[list[str], str]:
-    try:
-        content = path.read_bytes()
-        documents = list(_READERS[path.suffix.lower()](path, content))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    return documents, hashlib.sha256(content).hexdigest()
-
-
-def _read_text(path: Path, content: bytes) -> Iterator[str]:
-    yield content.decode("utf-8-sig").replace("\r\n", "\n")
-
-
-def _read_lines(path: Path, content: bytes) -> Iterator[str]:
-    for number, record in json_lines(path, content):
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(f"{path}, line {number}, has no field 'text' that holds a string")
-        yield record["text"]
-
-
-def _read_parquet(path: Path, content: bytes) -> Iterator[str]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.ParquetFile(pyarrow.BufferReader(content))
-        names = table.schema_arrow.names
-        column = table.read(columns=["text"]).column("text").to_pylist() if "text" in names else None
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from None
-    if column is None or not all(isinstance(value, str) for value in column):
-        raise ValueError(f"{path} has no column 'text' of strings; its columns are {', '.join(names) or 'none'}")
-    yield from column
-
-
-_READERS: dict[str, Callable[[Path, bytes], Iterator[str]]] = {
-    ".txt": _read_text,
-    ".jsonl": _read_lines,
-    ".parquet": _read_parquet,
-}

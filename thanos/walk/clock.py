@@ -6,14 +6,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+from thanos.engine.timing import event
+
+PARTS = ("forward", "hessian", "prune", "other")
+
 
 class Clock:
-    """Splits the time of a walk among named parts; a part inside another interrupts it."""
+    """Splits the time of a walk among named parts; a part inside another interrupts it.
 
-    def __init__(self) -> None:
-        self.seconds = {"forward": 0.0, "hessian": 0.0, "prune": 0.0, "other": 0.0}
+    On a CUDA or ROCm device the time is that of the stream, by events: of the work, not of its launches.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._part = "other"
-        self._since = self.begin = time.perf_counter()
+        self._begin = time.perf_counter()
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = [(self._part, self._now())]
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -23,13 +33,32 @@ class Clock:
         finally:
             self._switch(outer)
 
-    def _switch(self, part: str) -> str:
-        now, before = time.perf_counter(), self._part
-        self.seconds[before] += now - self._since
-        self._since, self._part = now, part
-        return before
+    def elapsed(self) -> float:
+        """Seconds since the walk began, by the wall clock."""
+        return time.perf_counter() - self._begin
 
     def stop(self) -> dict[str, float]:
         """Seconds of each part, and their ``total``."""
         self._switch("other")
-        return {**self.seconds, "total": sum(self.seconds.values())}
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        seconds = dict.fromkeys(PARTS, 0.0)
+        for (part, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            seconds[part] += _between(begin, end)
+        return {**seconds, "total": sum(seconds.values())}
+
+    def _switch(self, part: str) -> str:
+        before, self._part = self._part, part
+        self._marks.append((part, self._now()))
+        return before
+
+    def _now(self) -> float | torch.cuda.Event:
+        return event(self._device) if self._device.type == "cuda" else time.perf_counter()
+
+
+def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return begin.elapsed_time(end) / 1000
+    assert isinstance(begin, float)
+    assert isinstance(end, float)
+    return end - begin

@@ -1,8 +1,7 @@
-"""The Hessians of a block's layers, collected while it runs: one for each distinct input, whoever receives it."""
+"""The Hessians of a block's layers, collected while it runs: one for each distinct input."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,92 +11,160 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import thanos_kernels as kernels
-from thanos.engine.factor import Factor
+from thanos.engine.timing import StepTimer
 from thanos.walk.decoder import Layer
+from thanos.walk.experts import run
 
 
 class InputHessian:
-    """``mean(x x.T)`` over the tokens x of one input.
+    """``mean(x x.T)`` over the tokens x of one input, or their weighted mean.
 
     Attributes:
         first: the name of the first layer that received the input.
-        hessian: (b, b), float32, or float64 for float64 inputs.
+        hessian: (b, b), float32, or float64 for float64 inputs; None before the first token.
         tokens: how many it was taken from.
         calls: how many tensors.
-        seconds: spent on the products.
     """
 
     def __init__(self, first: str) -> None:
         self.first = first
-        self.hessian = torch.empty(0)
+        self.hessian: Tensor | None = None
         self.tokens = 0
         self.calls = 0
-        self.seconds = 0.0
-        self._factor: Factor | None = None
+        self._mass = 0.0  # the sum of the tokens' weights, one each where none are given
+        self._timed: StepTimer | None = None
 
-    def add(self, inputs: Tensor, backend: str) -> None:
-        """Take in ``inputs`` (..., b), in any floating dtype."""
-        begin = time.perf_counter()
+    def add(self, inputs: Tensor, backend: str, scale: Tensor | None = None) -> None:
+        """Take in ``inputs`` (..., b), in any floating dtype; with ``scale`` g (n,), ``sum(g^2 x x.T) / sum(g^2)``."""
         inputs = inputs.detach().flatten(0, -2)
-        if self.calls == 0:
+        mass = float(len(inputs))
+        if scale is not None:
+            wide = torch.promote_types(inputs.dtype, torch.float32)
+            scale = scale.detach().to(wide)
+            mass = float(scale.double().square().sum())
+            if mass > 0:
+                inputs = inputs.to(wide) * (scale * (len(inputs) / mass) ** 0.5)[:, None]
+        if not mass:
+            return
+        if self.hessian is None or self._timed is None:
             dtype = torch.promote_types(inputs.dtype, torch.float32)
             self.hessian = inputs.new_empty((inputs.shape[1], inputs.shape[1]), dtype=dtype)
+            self._timed = StepTimer(inputs.device)
         self.tokens += len(inputs)
         self.calls += 1
-        kernels.accumulate_hessian(self.hessian, inputs, len(inputs) / self.tokens, backend=backend)
-        self.seconds += time.perf_counter() - begin
+        self._mass += mass
+        with self._timed("hessian"):
+            kernels.accumulate_hessian(self.hessian, inputs, mass / self._mass, backend=backend)
 
-    def factor(self, damping: float, backend: str) -> Factor:
-        """The factor that all layers with this input share; the Hessian is complete now.
+    def merge(self, other: InputHessian) -> None:
+        """Take in what ``other`` saw of the same input, such as the tokens of another process."""
+        if other.hessian is None:
+            return
+        self._mass += other._mass
+        if self.hessian is None:
+            self.hessian, self._timed = other.hessian.clone(), StepTimer(other.hessian.device)
+        else:
+            self.hessian.lerp_(other.hessian, other._mass / self._mass)
+        self.tokens += other.tokens
+        self.calls += other.calls
 
-        Raises:
-            ValueError: the input held NaN or infinity.
-        """
-        if self._factor is None:
-            if not bool(self.hessian.diagonal().isfinite().all()):
-                raise ValueError("the activations that reach it hold NaN or infinity")
-            self._factor = Factor(self.hessian, damping, backend)
-        return self._factor
+    def blended(self, pool: InputHessian, weight: float) -> InputHessian:
+        """``(N H + weight H_pool) / (N + weight)``, N the tokens: a rarely used input leans on what all others see."""
+        if pool.hessian is None:
+            return self
+        result = InputHessian(self.first)
+        own = 0.0 if self.hessian is None else self.tokens / (self.tokens + weight)
+        result.hessian = pool.hessian if self.hessian is None else torch.lerp(pool.hessian, self.hessian, own)
+        result.tokens, result.calls, result._mass, result._timed = self.tokens, self.calls, self._mass, self._timed
+        return result
+
+    def seconds(self) -> float:
+        """Spent on the products; on a device, to be read after a wait for it."""
+        return self._timed.seconds().get("hessian", 0.0) if self._timed is not None else 0.0
 
 
 class Collector:
     """Collects the Hessians of ``layers`` while their block runs.
 
     Layers that receive the very same tensor share one :class:`InputHessian`; an input is kept no longer than the block
-    itself keeps it.
+    itself keeps it. Experts of one stage share a pool, the Hessian of all tokens that reach the stage.
 
     Args:
         backend: of the operations.
+        everything: whether each expert is shown all tokens, not only those routed to it.
     """
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, everything: bool = False) -> None:
         self.backend = backend
+        self._everything = everything
         self._of_layer: dict[str, InputHessian] = {}
         self._of_input = WeakTensorKeyDictionary()
+        self._pools: dict[tuple[str, int], InputHessian] = {}
 
-    def take(self, name: str) -> InputHessian | None:
-        """Hand out what was collected for a layer; None where no token reached it."""
-        return self._of_layer.pop(name, None)
+    def take(self, layer: Layer) -> InputHessian | None:
+        """Hand out what was collected for a layer; None where nothing was."""
+        return self._of_layer.pop(layer.name, None)
+
+    def pool(self, layer: Layer) -> InputHessian | None:
+        """What all experts beside this one saw together; None for other layers."""
+        return self._pools.get(_stage(layer)) if layer.experts is not None else None
 
     @contextmanager
-    def watching(self, layers: Sequence[Layer], seen: Callable[[Layer, Tensor], None]) -> Iterator[None]:
-        """While the body runs, call ``seen(layer, inputs)`` before each layer that is given at least one token."""
+    def watching(
+        self, layers: Sequence[Layer], seen: Callable[[Layer, Tensor, Tensor | None], None], *, pools: bool = True
+    ) -> Iterator[None]:
+        """While the body runs, call ``seen(layer, inputs, scale)`` before each layer is used.
 
-        def watcher(layer: Layer) -> Callable[..., None]:
-            def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                inputs = args[0] if args else next(iter(kwargs.values()))
-                if inputs.numel():
-                    seen(layer, inputs)
+        Args:
+            seen: for an ordinary layer called only with at least one token; ``scale`` (n,) weighs an expert's tokens.
+            pools: whether the pools of experts are collected too.
 
-            return watch
-
+        Raises:
+            ValueError: the body ran, but not the forward of a module with experts among the layers.
+        """
+        fused: dict[str, list[Layer]] = {}
         with ExitStack() as stack:
             for layer in layers:
-                handle = layer.module.register_forward_pre_hook(watcher(layer), with_kwargs=True)
-                stack.callback(handle.remove)
+                if layer.experts is not None:
+                    fused.setdefault(layer.experts.name, []).append(layer)
+                else:
+                    handle = layer.module.register_forward_pre_hook(_watcher(layer, seen), with_kwargs=True)
+                    stack.callback(handle.remove)
+            calls = [stack.enter_context(self._experts(group, seen, pools)) for group in fused.values()]
             yield
+        for name, count in zip(fused, calls, strict=True):
+            if not count:
+                raise ValueError(f"{name}: its block runs without calling it; this layout of experts is not supported")
 
-    def add(self, layer: Layer, inputs: Tensor) -> None:
+    @contextmanager
+    def _experts(
+        self, layers: list[Layer], seen: Callable[[Layer, Tensor, Tensor | None], None], pools: bool
+    ) -> Iterator[list[int]]:
+        experts = layers[0].experts
+        assert experts is not None
+        of: dict[tuple[int, int], list[Layer]] = {}
+        for layer in layers:
+            of.setdefault((_stage(layer)[1], layer.expert), []).append(layer)
+        calls: list[int] = []
+
+        def pooled(stage: int, parts: list[tuple[Tensor, Tensor | None]]) -> None:
+            if pools:
+                pool = self._pools.setdefault((experts.name, stage), InputHessian(experts.name))
+                for inputs, scale in parts:
+                    pool.add(inputs, self.backend, scale)
+
+        def show(stage: int, expert: int, inputs: Tensor, scale: Tensor | None) -> None:
+            for layer in of.get((stage, expert), ()):
+                seen(layer, inputs, scale)
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            calls.append(1)
+            return run(experts, experts.route(*args, **kwargs), pooled, show, self._everything)
+
+        with replaced_forward(experts.module, forward):
+            yield calls
+
+    def add(self, layer: Layer, inputs: Tensor, scale: Tensor | None = None) -> None:
         """Take in what a layer is given, unless its Hessian has seen this very tensor already."""
         version, known = self._of_input.get(inputs, (None, None))
         known = known if version == inputs._version else None
@@ -106,5 +173,34 @@ class Collector:
             self._of_layer[layer.name] = known  # until now both have seen the same
         elif own is None or own is not known:
             own = self._of_layer.setdefault(layer.name, InputHessian(layer.name))
-            own.add(inputs, self.backend)
+            own.add(inputs, self.backend, scale)
             self._of_input[inputs] = inputs._version, own
+
+
+def _watcher(layer: Layer, seen: Callable[[Layer, Tensor, Tensor | None], None]) -> Callable[..., None]:
+    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        if inputs.numel():
+            seen(layer, inputs, None)
+
+    return watch
+
+
+def _stage(layer: Layer) -> tuple[str, int]:
+    assert layer.experts is not None
+    stages = layer.experts.stages
+    return layer.experts.name, next(i for i, stage in enumerate(stages) if layer.parameter in stage)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While the body runs, calling ``module`` calls ``forward``."""
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own

@@ -1,93 +1,38 @@
-"""Walk any causal language model block by block and prune its linear layers."""
+"""Prune any causal language model: the checks before the walk, the walk, and its record."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import thanos_kernels as kernels
 from thanos.checkpoint import max_length
-from thanos.engine.layer import PrunedWeight, check_options, check_pattern, prune_weight
-from thanos.pattern import Pattern, parse_pattern
-from thanos.report import LayerReport, ModelReport
+from thanos.engine.factor import finite
+from thanos.engine.timing import read
+from thanos.options import WalkOptions
+from thanos.pattern import Pattern
+from thanos.report import ModelReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer, find_decoder
-from thanos.walk.hessians import Collector, InputHessian
+from thanos.walk.events import Progress
 from thanos.walk.memory import freed_memory_kept
-from thanos.walk.plan import Batch, Plan, make_plan
+from thanos.walk.plan import make_plan, work_device
+from thanos.walk.walk import State, Walk
 
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the walk is.
-
-    Attributes:
-        block, blocks: the block at hand, from 0, of how many.
-        layer: the name of the layer at hand.
-        done, layers: how many layers are pruned, of how many.
-        relative_loss: of the layer at hand; None while it is still being worked on.
-        seconds: since the walk began.
-    """
-
-    block: int
-    blocks: int
-    layer: str
-    done: int
-    layers: int
-    relative_loss: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Options:
-    """How each layer is pruned: the arguments of :func:`thanos.prune_weight`."""
-
-    pattern: Pattern
-    method: str
-    block_size: int | None
-    outlier_fraction: float
-    damping: float
-    metric: str | None
-    backend: str
-
-    def prune(self, layer: Layer, inputs: InputHessian) -> PrunedWeight:
-        return prune_weight(
-            layer.weight,
-            inputs.factor(self.damping, self.backend),
-            self.pattern,
-            method=self.method,
-            block_size=self.block_size,
-            outlier_fraction=self.outlier_fraction,
-            damping=self.damping,
-            metric=self.metric,
-            backend=self.backend,
-        )
+_ROUTER = "it routes tokens to experts"
+_UNUSED = "no calibration token reached it, or its weight is used without calling it"
 
 
 def prune_model(
     model: nn.Module,
     samples: Tensor,
-    pattern: Pattern | str,
+    pattern: Pattern | str | float,
     *,
-    method: str = "thanos",
-    block_size: int | None = None,
-    outlier_fraction: float = 0.0,
-    damping: float = 0.01,
-    metric: str | None = None,
-    exclude: str | None = None,
-    passes: int | None = None,
-    batch_size: int | None = None,
-    memory_limit: int | None = None,
-    backend: str = "auto",
-    device: str | torch.device | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **options: Any,
 ) -> ModelReport:
     """Prune the linear layers of a causal language model in place, one decoder block after the other.
 
@@ -95,67 +40,63 @@ def prune_model(
 
     Args:
         model: any Hugging Face causal language model.
-        samples: (N, S), int64: calibration token ids, such as :func:`thanos.text.samples.load_samples` draws.
-        pattern, method, block_size, outlier_fraction, damping, metric, backend: as for :func:`thanos.prune_weight`.
-        exclude: a regular expression; layers in whose full name it is found stay dense.
-        passes: 1 runs all samples through a block together and prunes each layer right before it runs; 2 runs every
-            block twice, in batches. None takes one pass where the activations of a block fit ``memory_limit``.
-        batch_size: samples in a batch of the two-pass walk; None makes batches of about 4096 tokens.
-        memory_limit: bytes for activations; None is half of what is free on the device.
-        device: where blocks are worked on, one at a time; None leaves each where it is.
+        samples: (N, S), int64: calibration token ids, such as :func:`thanos.load_samples` draws.
+        pattern: as for :func:`thanos.prune_weight`.
         progress: called before and after each layer is pruned.
+        options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
+            damping, metric, backend, exclude, passes, batch_size, memory_limit, experts, device.
 
     Raises:
-        ValueError: the model is of an unsupported kind, an option does not fit it (all layers are checked before any
-            work), or its weights or activations hold NaN or infinity.
+        ValueError, TypeError: the model is of an unsupported kind, an option does not fit it (all layers are checked
+            before any work), or its weights or activations hold NaN or infinity.
         torch.linalg.LinAlgError: a layer's Hessian is not positive definite with any damping up to 1.0.
     """
-    parsed = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    check_options(parsed, method, block_size, outlier_fraction, damping, metric)
-    options = Options(parsed, method, block_size, outlier_fraction, damping, metric, backend)
+    chosen = WalkOptions.of(pattern, **options)
     decoder = find_decoder(model)
-    chosen = _choose(decoder, exclude)
-    _check_samples(model, samples)
-    _check_walk(passes, batch_size)
-    _check_layers(chosen, options)
+    layers = choose_layers(decoder, chosen)
+    samples = check_samples(model, samples)
+    check_layers(layers, chosen)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
-            walk = _Walk(options, chosen, progress)
-            plan = make_plan(model, decoder, samples, passes, batch_size, memory_limit, device, walk.clock)
-            walk.run(plan)
+            clock = Clock(work_device(decoder, chosen))
+            plan, hidden = make_plan(model, decoder, samples, chosen, clock)
+            walk = Walk(plan, chosen, frozenset(layers), clock, progress)
+            state = State(hidden)
+            while state.block < len(plan.store):
+                walk.prune_block(state)
     finally:
         model.train(training)
-    return walk.report(
-        decoder,
-        plan,
-        {
-            "block_size": block_size,
-            "outlier_fraction": outlier_fraction,
-            "damping": damping,
-            "metric": metric,
-            "exclude": exclude,
-            "batch_size": batch_size,
-            "backend": backend,
-            "device": str(plan.device),
-        },
-    )
+    return _record(walk, state, decoder)
 
 
-def _choose(decoder: Decoder, exclude: str | None) -> dict[str, Layer]:
-    try:
-        pattern = re.compile(exclude) if exclude else None
-    except re.error as error:
-        raise ValueError(f"exclude is no regular expression: {error} in {exclude!r}") from None
+def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
+    """Names of the parameters that a run changed."""
+    pruned = {layer.name for layer in report.layers}
+    layers = (layer for block in find_decoder(model).layers for layer in block)
+    return {layer.parameter_name for layer in layers if layer.name in pruned}
+
+
+def choose_layers(decoder: Decoder, options: WalkOptions) -> dict[str, Layer]:
+    """The layers to prune by name; ValueError where ``exclude`` leaves none."""
+    excluded = re.compile(options.exclude) if options.exclude else None
     layers = [layer for block in decoder.layers for layer in block]
-    chosen = {layer.name: layer for layer in layers if not (pattern and pattern.search(layer.name))}
+    chosen = {layer.name: layer for layer in layers if not (excluded and excluded.search(layer.name))}
     if not chosen:
-        raise ValueError(f"exclude {exclude!r} leaves no layer to prune, for instance not {layers[0].name}")
+        raise ValueError(f"exclude {options.exclude!r} leaves no layer to prune, for instance not {layers[0].name}")
     return chosen
 
 
-def _check_samples(model: nn.Module, samples: Tensor) -> None:
+def check_samples(model: nn.Module, samples: Any) -> Tensor:
+    """The token ids (N, S) on the CPU, refused where the model does not take them."""
+    if not isinstance(samples, Tensor):
+        try:
+            samples = torch.tensor(samples, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"samples must be an (N, S) tensor of token ids or lists of one length, not {type(samples).__name__}"
+            ) from None
     if samples.dim() != 2 or samples.numel() == 0 or samples.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"samples must be a non-empty (N, S) matrix of token ids, not {samples.dtype} {tuple(samples.shape)}"
@@ -167,146 +108,69 @@ def _check_samples(model: nn.Module, samples: Tensor) -> None:
     low, high = int(samples.min()), int(samples.max())
     if low < 0 or high >= vocabulary:
         raise ValueError(f"samples hold token {low if low < 0 else high}; the model's vocabulary has {vocabulary}")
+    return samples
 
 
-def _check_walk(passes: int | None, batch_size: int | None) -> None:
-    if passes not in (None, 1, 2):
-        raise ValueError(f"passes must be 1 or 2, not {passes}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch size must be at least 1, not {batch_size}")
-
-
-def _check_layers(layers: dict[str, Layer], options: Options) -> None:
+def check_layers(layers: dict[str, Layer], options: WalkOptions) -> None:
+    """Raise ValueError, naming the layer, where one cannot be pruned so, is not loaded, or holds NaN or infinity."""
     for name, layer in layers.items():
-        weight = layer.weight
-        rows, columns = weight.shape
         try:
-            check_pattern(options.pattern, rows, columns, options.outlier_fraction)
+            options.check_layer(*layer.weight.shape)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        if weight.is_meta:
+        if layer.weight.is_meta:
             raise ValueError(f"{name}: its weights are not loaded")
-        low, high = weight.aminmax()
-        if not bool(low.isfinite() & high.isfinite()):
-            raise ValueError(f"{name}: its weights hold NaN or infinity")
+    flags_of: dict[torch.device, dict[str, Tensor]] = {}
+    for name, layer in layers.items():
+        flags_of.setdefault(layer.weight.device, {})[name] = finite(layer.weight)
+    for flags in flags_of.values():  # one wait for each device
+        for name, flag in zip(flags, read(*flags.values()), strict=True):
+            if not flag:
+                raise ValueError(f"{name}: its weights hold NaN or infinity")
 
 
-class _Walk:
-    """Prunes the blocks one after the other and keeps the record."""
+def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
+    """The record of the finished walk."""
+    plan, options = walk.plan, walk.options
+    layers = [layer for block in decoder.layers for layer in block]
+    running = {layer.name for block in plan.decoder.layers for layer in block}
+    return ModelReport(
+        method=options.method,
+        pattern=str(options.pattern),
+        nominal_sparsity=options.pattern.sparsity,
+        effective_sparsity=_zeros(decoder, state),
+        options={**options.record(), "device": str(plan.device)},
+        layers=list(state.reports.values()),
+        excluded=[layer.name for layer in layers if layer.name not in walk.chosen],
+        dense={name: _ROUTER for block in decoder.skipped for name in block}
+        | {
+            layer.name: _UNUSED if layer.name in running else "its block does not run"
+            for layer in layers
+            if layer.name in walk.chosen and layer.name not in state.reports
+        },
+        passes=plan.passes,
+        seconds=walk.clock.stop(),
+    )
 
-    def __init__(self, options: Options, chosen: dict[str, Layer], progress: Callable[[Progress], None] | None) -> None:
-        self.clock = Clock()
-        self._options = options
-        self._chosen = chosen
-        self._progress = progress
-        self._blocks = 0
-        self._block = 0
-        self._reports: dict[str, LayerReport] = {}
-        self._removed = 0
 
-    def run(self, plan: Plan) -> None:
-        """Both walks end a block with its batches' hidden states replaced by what the pruned block makes of them."""
-        self._blocks = len(plan.store)
-        for index, layers in enumerate(plan.decoder.layers):
-            self._block = index
-            block = plan.store.load(index, plan.device)
-            collector = Collector(self._options.backend)
-            chosen = [layer for layer in layers if layer.name in self._chosen]
-            if plan.passes == 1:
-                with collector.watching(chosen, partial(self._before_layer, collector)):
-                    self._forward(block, index, plan.batches)
-            else:
-                with collector.watching(chosen, partial(self._collect, collector)):
-                    self._forward(block, index, plan.batches, keep=False)
-                for layer in chosen:
-                    self._prune(collector, layer)
-                self._forward(block, index, plan.batches)
-            plan.store.store(index)
-        plan.batches.clear()
+def _zeros(decoder: Decoder, state: State) -> float:
+    """The share of zeros in all weights of the blocks, counted; in pruned layers it is counted already."""
+    layers = [layer for block in decoder.layers for layer in block]
+    counted = {id(parameter) for block in decoder.blocks for parameter in block.parameters() if parameter.dim() < 2}
+    total = zeros = 0
+    for layer in layers:
+        report = state.reports.get(layer.name)
+        total += layer.weight.numel()
+        zeros += report.zeros if report else layer.weight.numel() - int(layer.weight.count_nonzero())
+        counted |= {id(parameter) for parameter in holder(layer).parameters(recurse=False)}
+    for block in decoder.blocks:
+        for parameter in block.parameters():
+            if id(parameter) not in counted:
+                counted.add(id(parameter))
+                total += parameter.numel()
+                zeros += parameter.numel() - int(parameter.count_nonzero())
+    return zeros / total
 
-    def _forward(self, block: nn.Module, index: int, batches: list[Batch], *, keep: bool = True) -> None:
-        with self.clock("forward"):
-            for batch in batches:
-                hidden = batch.calls[index](block, batch.hidden)
-                if keep:
-                    batch.hidden = hidden
 
-    def _collect(self, collector: Collector, layer: Layer, inputs: Tensor) -> None:
-        with self.clock("hessian"):
-            collector.add(layer, inputs)
-
-    def _before_layer(self, collector: Collector, layer: Layer, inputs: Tensor) -> None:
-        """One pass: all of a layer's input is here, so it is pruned before it runs."""
-        if layer.name not in self._reports:
-            self._collect(collector, layer, inputs)
-            self._prune(collector, layer)
-
-    def _prune(self, collector: Collector, layer: Layer) -> None:
-        inputs = collector.take(layer.name)
-        if inputs is None:
-            return
-        with self.clock("other"):
-            self._tell(layer.name, None)
-        with self.clock("prune"):
-            weight = layer.weight
-            try:
-                energy = kernels.row_energy(
-                    weight.to(inputs.hessian.dtype), inputs.hessian, backend=self._options.backend
-                )
-                pruned = self._options.prune(layer, inputs)
-            except (ValueError, torch.linalg.LinAlgError) as error:
-                raise type(error)(f"{layer.name}: {error}") from error
-            weight.copy_(pruned.weight)
-            removed = int(pruned.mask.sum())
-        self._removed += removed
-        report = self._layer_report(layer, inputs, pruned, removed / weight.numel(), float(energy.double().sum()))
-        self._reports[layer.name] = report
-        with self.clock("other"):
-            self._tell(layer.name, report.relative_loss)
-
-    def _layer_report(
-        self, layer: Layer, inputs: InputHessian, pruned: PrunedWeight, sparsity: float, energy: float
-    ) -> LayerReport:
-        own = inputs.first == layer.name
-        return LayerReport(
-            name=layer.name,
-            shape=(layer.weight.shape[0], layer.weight.shape[1]),
-            sparsity=sparsity,
-            loss=pruned.loss,
-            relative_loss=pruned.loss / energy if energy > 0 else 0.0,
-            damping=pruned.damping,
-            shared_with=None if own else inputs.first,
-            tokens=inputs.tokens,
-            seconds={"hessian": inputs.seconds if own else 0.0, **pruned.seconds},
-        )
-
-    def _tell(self, layer: str, relative_loss: float | None) -> None:
-        if self._progress is not None:
-            seconds = time.perf_counter() - self.clock.begin
-            self._progress(
-                Progress(
-                    self._block, self._blocks, layer, len(self._reports), len(self._chosen), relative_loss, seconds
-                )
-            )
-
-    def report(self, decoder: Decoder, plan: Plan, options: dict[str, Any]) -> ModelReport:
-        """The record of the finished walk."""
-        layers = [layer for block in decoder.layers for layer in block]
-        running = {layer.name for block in plan.decoder.layers for layer in block}
-        dense = {
-            name: "no calibration token reached it" if name in running else "its block does not run"
-            for name in self._chosen
-            if name not in self._reports
-        }
-        return ModelReport(
-            method=self._options.method,
-            pattern=str(self._options.pattern),
-            nominal_sparsity=self._options.pattern.sparsity,
-            effective_sparsity=self._removed / sum(layer.weight.numel() for layer in layers),
-            options=options,
-            layers=list(self._reports.values()),
-            excluded=[layer.name for layer in layers if layer.name not in self._chosen],
-            dense=dense,
-            passes=plan.passes,
-            seconds=self.clock.stop(),
-        )
+def holder(layer: Layer) -> nn.Module:
+    return layer.module if layer.experts is None else layer.experts.holder()

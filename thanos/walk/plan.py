@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thanos.options import WalkOptions
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder
 from thanos.walk.memory import available_memory, bytes_per_sample
@@ -18,51 +19,61 @@ _BATCH_TOKENS = 4096  # in a batch of the two-pass walk
 _MEMORY_SHARE = 0.5  # of what is free goes to activations
 
 
-@dataclass
-class Batch:
-    """Samples that go through a block together: their hidden states (n, S, d) and how each block is called."""
-
-    hidden: Tensor
-    calls: list[Call]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """What the walk needs: the blocks in their order, and the batches in front of the first of them."""
+    """What the walk needs.
+
+    Attributes:
+        store: the blocks in the order in which they run.
+        decoder: the same, with their layers.
+        calls: for each batch, how each block is called.
+        passes: forwards per block.
+        device: where blocks are worked on.
+        memory_limit: bytes for activations, and for the Hessians of experts.
+    """
 
     store: BlockStore
     decoder: Decoder
-    batches: list[Batch]
+    calls: list[list[Call]]
     passes: int
     device: torch.device
+    memory_limit: int
 
 
 def make_plan(
-    model: nn.Module,
-    decoder: Decoder,
-    samples: Tensor,
-    passes: int | None,
-    batch_size: int | None,
-    memory_limit: int | None,
-    device: str | torch.device | None,
-    clock: Clock,
-) -> Plan:
-    """Run the model up to its blocks, and decide how many samples go through them at a time."""
+    model: nn.Module, decoder: Decoder, samples: Tensor, options: WalkOptions, clock: Clock
+) -> tuple[Plan, list[Tensor]]:
+    """Run the model up to its blocks, and decide how many samples go through them at a time.
+
+    Returns:
+        The plan, and the hidden states (n, S, d) of each batch in front of the first block.
+    """
     capture = Capture(model, decoder, samples)
     store = MemoryStore(capture.decoder.blocks)
-    target = torch.device(device) if device is not None else next(decoder.blocks[0].parameters()).device
-    limit = memory_limit if memory_limit is not None else int(_MEMORY_SHARE * available_memory(target))
+    device = work_device(decoder, options)
+    limit = options.memory_limit
+    if limit is None:
+        limit = int(_MEMORY_SHARE * available_memory(device))
+    passes, size = options.passes, options.batch_size
     if passes is None:
-        each = _bytes_per_sample(capture, store, samples[:1], target)
+        each = _bytes_per_sample(capture, store, samples[:1], device)
         passes = 1 if each * len(samples) <= limit else 2
-        batch_size = batch_size or max(1, min(_BATCH_TOKENS // samples.shape[1], limit // each))
-    size = len(samples) if passes == 1 else batch_size or max(1, _BATCH_TOKENS // samples.shape[1])
-    batches = []
+        size = size or max(1, min(_BATCH_TOKENS // samples.shape[1], limit // each))
+    size = len(samples) if passes == 1 else size or max(1, _BATCH_TOKENS // samples.shape[1])
+    hidden, calls = [], []
     with clock("forward"):
         for part in samples.split(size):
-            hidden, calls = capture(part)
-            batches.append(Batch(hidden.to(target), calls))
-    return Plan(store, capture.decoder, batches, passes, target)
+            first, recorded = capture(part)
+            hidden.append(first.to(device))
+            calls.append(recorded)
+    return Plan(store, capture.decoder, calls, passes, device, limit), hidden
+
+
+def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:
+    """Where the blocks are worked on."""
+    if options.device is not None:
+        return torch.device(options.device)
+    return next(decoder.blocks[0].parameters()).device
 
 
 def _bytes_per_sample(capture: Capture, store: BlockStore, sample: Tensor, device: torch.device) -> int:

@@ -7,8 +7,8 @@ hidden states on, so each block's own masks and rotary tables are captured, and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from thanos.walk.decoder import Decoder
+from thanos.walk.hessians import replaced_forward
 
 _PROBE_TOKENS = 16
 _COMPARED = 8  # of the tensors alike that are kept
@@ -75,7 +76,8 @@ class Capture:
         self._kept: dict[Any, list[Tensor]] = {}
         tokens = samples[:1, :_PROBE_TOKENS]
         order, outputs, shape = _watch(model, decoder.blocks, tokens)
-        self.decoder = Decoder([decoder.blocks[i] for i in order], [decoder.layers[i] for i in order])
+        parts = decoder.blocks, decoder.layers, decoder.skipped
+        self.decoder = Decoder(*([part[i] for i in order] for part in parts))  # type: ignore[arg-type]
         self._templates = [_template(output, shape) for output in outputs]
         hidden, calls = self(tokens)
         for call, block in zip(calls, self.decoder.blocks, strict=True):
@@ -117,7 +119,7 @@ class Capture:
 
         with ExitStack() as stack:
             for index, block in enumerate(self.decoder.blocks):
-                stack.enter_context(_replaced_forward(block, recorder(index)))
+                stack.enter_context(replaced_forward(block, recorder(index)))
             with suppress(_Stopped):
                 run_model(_without_head(self._model), tokens)
         return first[0], calls
@@ -198,16 +200,3 @@ def _template(output: Any, shape: Sequence[int]) -> Any:
     if isinstance(output, Tensor):
         return _HIDDEN
     return type(output)(_HIDDEN if value is hidden else None for value in output)
-
-
-@contextmanager
-def _replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = block.__dict__.get("forward")
-    block.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del block.__dict__["forward"]
-        else:
-            block.__dict__["forward"] = own

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thanos_kernels.triton.common import Variant, interpreted, precision, tuned
+from thanos_kernels.triton.common import aligned, general, interpreted, launch, multiples_of_16, precision, tuned
 
 _TOKENS = 32
 _CONFIGS = [
@@ -36,12 +36,11 @@ _CONFIGS_32 = [
     triton.Config({"SIZE": 64}, num_warps=4, num_stages=2),
     triton.Config({"SIZE": 128}, num_warps=8, num_stages=2),
 ]
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-@triton.jit
+@general
 def lower_tiles(
-    hessian, inputs, tokens, width, share, stride_token, stride_column,
+    hessian, inputs, tokens: tl.int32, width: tl.int32, share: tl.float32, stride_token: tl.int64,
     SIZE: tl.constexpr, TOKENS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One tile on or below the diagonal, and its mirror image; WIDEN for the interpreter, which knows no bfloat16."""
@@ -51,8 +50,8 @@ def lower_tiles(
     j = tile - i * (i + 1) // 2
     row, column = i * SIZE + tl.arange(0, SIZE), j * SIZE + tl.arange(0, SIZE)
     token = tl.arange(0, TOKENS)
-    left = inputs + token.to(tl.int64)[None, :] * stride_token + row.to(tl.int64)[:, None] * stride_column
-    right = inputs + token.to(tl.int64)[:, None] * stride_token + column.to(tl.int64)[None, :] * stride_column
+    left = inputs + token.to(tl.int64)[None, :] * stride_token + row[:, None]
+    right = inputs + token.to(tl.int64)[:, None] * stride_token + column[None, :]
     total = tl.zeros((SIZE, SIZE), tl.float32)
     for start in range(0, tokens, TOKENS):
         here = start + token < tokens
@@ -75,44 +74,29 @@ def lower_tiles(
 
 
 _KEY, _RESTORE = ["width"], ["hessian"]
-_tuned = tuned(_CONFIGS, _KEY, _RESTORE)(lower_tiles)
-_tuned_32 = tuned(_CONFIGS_32, _KEY, _RESTORE)(lower_tiles)
+_aligned = aligned(lower_tiles.fn, "hessian", "inputs", "width", "stride_token")
+_tuned = tuned(_CONFIGS, _KEY, _RESTORE)(_aligned)
+_tuned_32 = tuned(_CONFIGS_32, _KEY, _RESTORE)(_aligned)
 _ragged = tuned(_CONFIGS[:1], _KEY, _RESTORE)(lower_tiles)  # loads of single elements: larger tiles would spill
 
 
 def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, products: str | None = None) -> None:
     """As ``reference.accumulate_hessian``, for a float32 ``hessian`` and inputs of 16 bits or float32.
 
-    Of ``hessian`` the lower triangle is read, and nothing where ``weight`` is one.
+    Of ``hessian`` the lower triangle is read, and nothing where ``weight`` is one. Inputs whose columns do not lie side
+    by side are copied.
     """
     tokens, width = inputs.shape
+    inputs = inputs if inputs.stride(1) == 1 else inputs.contiguous()
 
     def grid(config: dict[str, int]) -> tuple[int]:
         tiles = triton.cdiv(width, config["SIZE"])
         return (tiles * (tiles + 1) // 2,)
 
     kernel = _tuned_32 if inputs.dtype == torch.float32 else _tuned
-    if width % 16 or inputs.stride(0) % 16 or inputs.stride(1) != 1:
+    if not multiples_of_16(hessian, inputs, width, inputs.stride(0)):
         kernel = _ragged
-    kernel[grid](
-        hessian, inputs, tokens, width, float(weight), *inputs.stride(),
+    launch(
+        kernel, grid, hessian, inputs, tokens, width, float(weight), inputs.stride(0),
         TOKENS=_TOKENS, PRECISION=products or precision(), WIDEN=interpreted(),
     )  # fmt: skip
-
-
-def variants(products: str) -> list[Variant]:
-    """Every configuration for every type of input."""
-    aligned = [
-        (kind, config, f"*fp32 *{kind} i32 i32:16 fp32 i64:16", "")
-        for dtype, kind in TYPES.items()
-        for config in (_CONFIGS_32 if dtype == torch.float32 else _CONFIGS)
-    ]
-    ragged = [(kind, _CONFIGS[0], f"*fp32 *{kind} i32 i32 fp32 i64", ", ragged") for kind in TYPES.values()]
-    return [
-        Variant(
-            f"hessian[{kind}, {config.kwargs['SIZE']}, {config.num_warps} warps{note}]", lower_tiles, types,
-            {"stride_column": 1, **config.kwargs, "TOKENS": _TOKENS, "PRECISION": products, "WIDEN": False},
-            warps=config.num_warps, stages=config.num_stages, matrix=True,
-        )
-        for kind, config, types, note in aligned + ragged
-    ]  # fmt: skip

@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thanos_kernels.triton import row_solve_blocked
-from thanos_kernels.triton.common import Variant, precision, tuned
+from thanos_kernels.triton.common import general, launch, precision, tuned
 from thanos_kernels.triton.row_solve_blocked import gather
 
 PAIRS = ((16, 16), (32, 32), (32, 64), (64, 64))  # tile sizes; their sums are the buckets' limits
@@ -39,20 +39,21 @@ LIMITS = tuple(first + second for first, second in PAIRS)
 MAX_WIDTH = 2048  # columns are listed as int16 and a blocked system of this size takes 8 MiB
 WORKSPACE = 512 << 20  # bytes
 _PROGRAMS = 2048  # enough to fill any chip; each takes rows in turn
+_BLOCK = 32  # columns that a plan looks at, at least
 _WARPS = {(16, 16): 1, (32, 32): 2, (32, 64): 4, (64, 64): 8}
 
 
-@triton.jit
+@general
 def plan(
     mask, out, index, counts, order, filled, info,
-    rows, width, stride_row, stride_column,
+    rows: tl.int32, width: tl.int32,
     LIMIT1: tl.constexpr, LIMIT2: tl.constexpr, LIMIT3: tl.constexpr, LIMIT4: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """List a row's masked columns, and the row in its bucket. Reads B bytes and writes 6 B."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    taken = tl.load(mask + row * stride_row + columns.to(tl.int64) * stride_column, mask=inside, other=0).to(tl.int32)
+    taken = tl.load(mask + row * width + columns, mask=inside, other=0).to(tl.int32)
     place = tl.cumsum(taken, 0) - 1
     count = tl.sum(taken, 0)
     tl.store(index + row * width + place, columns.to(tl.int16), mask=taken > 0)
@@ -121,10 +122,10 @@ def _eliminate_second(c, z, steps, failed, before, SECOND: tl.constexpr):
     return z / pivots, failed
 
 
-@triton.jit
+@general
 def pairs(
     gram, weights, out, index, counts, order, filled, info,
-    bucket, rows, width, stride_row, stride_column,
+    bucket: tl.int32, rows: tl.int32, width: tl.int32, stride_row: tl.int64, stride_column,
     FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
     """Solve the systems of one bucket in registers: s^2 floats gathered and some s (F + S)^2 multiply-adds a row."""
@@ -178,7 +179,7 @@ def row_solve(
     """
     rows, width = weights.shape
     gram = gram.contiguous()
-    taken = mask.view(torch.uint8)
+    taken = mask.contiguous().view(torch.uint8)
     products = products or precision()
     buckets = len(LIMITS) + 1
     bytes_per_row = 2 * width + 4 * (buckets + 1)
@@ -193,14 +194,15 @@ def row_solve(
         part = slice(start, min(start + chunk, rows))
         size = part.stop - start
         filled = torch.zeros(buckets, dtype=torch.int32, device=device)
-        plan[(size,)](
+        launch(
+            plan, (size,),
             taken[part], out[part], index, counts, order, filled, info[part],
-            size, width, taken.stride(0), taken.stride(1),
-            *LIMITS, BLOCK=triton.next_power_of_2(width), num_warps=1 if width <= 512 else 4,
+            size, width, *LIMITS, BLOCK=max(_BLOCK, triton.next_power_of_2(width)), num_warps=1 if width <= 512 else 4,
         )  # fmt: skip
         for bucket, pair in enumerate(PAIRS):
             if bucket == 0 or width > LIMITS[bucket - 1]:
-                _TUNED_PAIRS[pair][(min(size, _PROGRAMS),)](
+                launch(
+                    _TUNED_PAIRS[pair], (min(size, _PROGRAMS),),
                     gram, weights[part], out[part], index, counts, order, filled, info[part],
                     bucket, size, width, weights.stride(0), weights.stride(1),
                     FIRST=pair[0], SECOND=pair[1],
@@ -209,26 +211,3 @@ def row_solve(
             row_solve_blocked.launch(
                 gram, weights[part], out[part], index, counts, order, filled, info[part], len(PAIRS), scratch, products
             )
-
-
-def variants() -> list[Variant]:
-    """Every configuration of the plan and the pairs."""
-    planned = [
-        Variant(
-            f"row_solve.plan[{block}]", plan, "*u8 *fp32 *i16 *i32 *i32 *i32 *i32 i32 i32 i64",
-            {"stride_column": 1, **{f"LIMIT{i}": limit for i, limit in enumerate(LIMITS, 1)}, "BLOCK": block},
-            warps=1 if block <= 512 else 4,
-        )
-        for block in (128, 512, 2048)
-    ]  # fmt: skip
-    solved = [
-        Variant(
-            f"row_solve.pairs[{pair[0]}+{pair[1]}, {config.num_warps} warps]", pairs,
-            "*fp32 *fp32 *fp32 *i16 *i32 *i32 *i32 *i32 i32 i32 i32 i64",
-            {"stride_column": 1, "FIRST": pair[0], "SECOND": pair[1]},
-            warps=config.num_warps,
-        )
-        for pair in PAIRS
-        for config in _configs(pair)
-    ]  # fmt: skip
-    return planned + solved

@@ -27,7 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thanos_kernels.triton.common import Variant, tuned
+from thanos_kernels.triton import common
+from thanos_kernels.triton.common import aligned, general, tuned
 
 TILE = 32
 _PROGRAMS = 1024
@@ -73,10 +74,11 @@ def _inverse_factor(a, steps, T: tl.constexpr):
     return inverse / tl.sqrt_rn(pivots)[:, None], failed
 
 
-@triton.jit
+@general
 def blocked(
     gram, weights, out, index, counts, order, filled, info, scratch,
-    bucket, rows, width, stride_row, stride_column, slot_size, vector,
+    bucket: tl.int32, rows: tl.int32, width: tl.int32, stride_row: tl.int64, stride_column,
+    slot_size: tl.int64, vector: tl.int32,
     T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Solve the systems of one bucket, each program in its slot: ``vector`` is where y and then x lie in it."""
@@ -133,7 +135,7 @@ def blocked(
         tl.store(info + row, bad_column + 1)
 
 
-_tuned = tuned(_CONFIGS, key=["width"])(blocked)
+_tuned = tuned(_CONFIGS, key=["width"])(aligned(blocked.fn, "scratch", "slot_size", "vector"))  # which always are
 
 
 def slot_floats(width: int) -> tuple[int, int]:
@@ -157,20 +159,7 @@ def launch(
     """Solve the rows listed in ``bucket``; the lists are those of ``row_solve.plan``."""
     rows, width = weights.shape
     arguments: list[Any] = [gram, weights, out, index, counts, order, filled, info, slots, bucket, rows, width]
-    _tuned[(len(slots),)](
-        *arguments, weights.stride(0), weights.stride(1), slots.stride(0), slot_floats(width)[1],
+    common.launch(
+        _tuned, (len(slots),), *arguments, weights.stride(0), weights.stride(1), slots.stride(0), slot_floats(width)[1],
         T=TILE, PRECISION=products,
     )  # fmt: skip
-
-
-def variants(products: str) -> list[Variant]:
-    """Every configuration of the blocked solve."""
-    return [
-        Variant(
-            f"row_solve.blocked[{config.num_warps} warps]", blocked,
-            "*fp32 *fp32 *fp32 *i16 *i32 *i32 *i32 *i32 *fp32 i32 i32 i32 i64 i32 i32",
-            {"stride_column": 1, "T": TILE, "PRECISION": products},
-            warps=config.num_warps, matrix=True,
-        )
-        for config in _CONFIGS
-    ]  # fmt: skip

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thanos_kernels.triton.common import Variant
+from thanos_kernels.triton.common import aligned, general, launch, multiples_of_16
 
 _EXPONENTS = tl.constexpr(256)
 _HIGH = tl.constexpr(2048)
@@ -66,10 +66,11 @@ def _rank(wanted, rows, columns):
     return tl.minimum(tl.maximum(tl.load(wanted), 0), rows * columns).to(tl.int32)
 
 
-@triton.jit
+@general
 def exponents(
-    weights, norms, counters, rows, columns, stride_row, stride_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    weights, norms, counters, rows: tl.int32, columns: tl.int32, stride_row: tl.int64, stride_column,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Count the scores by exponent."""
     across = tl.cdiv(columns, COLUMNS)
     lane = tl.arange(0, _EXPONENTS)
@@ -81,9 +82,9 @@ def exponents(
     tl.atomic_add(counters + lane, count, mask=count > 0, sem="relaxed")
 
 
-@triton.jit
+@general
 def mantissas(
-    weights, norms, counters, wanted, rows, columns, stride_row, stride_column,
+    weights, norms, counters, wanted, rows: tl.int32, columns: tl.int32, stride_row: tl.int64, stride_column,
     LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Count the scores of the exponent found by their next 11 bits or, those that share these too, by the last 12."""
@@ -107,9 +108,10 @@ def mantissas(
             tl.atomic_add(place, 1, mask=inside & ((bits >> 23) == prefix), sem="relaxed")
 
 
-@triton.jit
+@general
 def ties(
-    weights, norms, counters, wanted, state, tied, rows, columns, stride_row, stride_column,
+    weights, norms, counters, wanted, state, tied,
+    rows: tl.int32, columns: tl.int32, stride_row: tl.int64, stride_column,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Write ``state``: the threshold, how many scores equal to it to take, and whether there are more than that.
@@ -137,9 +139,10 @@ def ties(
         tl.store(tied + row, count, mask=row < rows)
 
 
-@triton.jit
+@general
 def residual_mask(
-    weights, norms, state, tied, mask, taken, rows, columns, width, stride_row, stride_column,
+    weights, norms, state, tied, mask, taken,
+    rows: tl.int32, columns: tl.int32, width: tl.int32, stride_row: tl.int64, stride_column,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The mask of the first ``width`` columns, and how many weights it holds added to ``taken``."""
@@ -165,6 +168,10 @@ def residual_mask(
         before += tl.sum(equal, 1)
         count += tl.sum(chosen.to(tl.int32), 1)
     tl.atomic_add(taken, tl.sum(count, 0).to(tl.int64), sem="relaxed")
+
+
+_GENERAL = (exponents, mantissas, ties, residual_mask)
+_ALIGNED = tuple(aligned(kernel.fn, "weights", "columns", "width", "stride_row") for kernel in _GENERAL)
 
 
 def _tile(columns: int) -> dict[str, int]:
@@ -194,32 +201,21 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
     strides = weights.stride()
     tile = _tile(columns)
     programs = (min(triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"]), _PROGRAMS),)
-    exponents[programs](weights, norms, counters, rows, columns, *strides, **tile)
+    whole = weights.stride(1) == 1 and multiples_of_16(weights, columns, width, weights.stride(0))
+    by_exponent, by_mantissa, find_ties, write = _ALIGNED if whole else _GENERAL
+    launch(by_exponent, programs, weights, norms, counters, rows, columns, *strides, **tile)
     for last in (False, True):
-        mantissas[programs](weights, norms, counters, wanted, rows, columns, *strides, LAST=last, **tile, num_warps=8)
-    ties[(min(triton.cdiv(rows, tile["ROWS"]), _PROGRAMS),)](
-        weights, norms, counters, wanted, state, tied, rows, columns, *strides, **tile
-    )
+        launch(
+            by_mantissa, programs, weights, norms, counters, wanted, rows, columns, *strides,
+            LAST=last, **tile, num_warps=8,
+        )  # fmt: skip
+    launch(
+        find_ties, (min(triton.cdiv(rows, tile["ROWS"]), _PROGRAMS),),
+        weights, norms, counters, wanted, state, tied, rows, columns, *strides, **tile,
+    )  # fmt: skip
     tile = _tile(width)
-    residual_mask[(triton.cdiv(rows, tile["ROWS"]),)](
-        weights, norms, state, tied, mask.view(torch.uint8), taken, rows, columns, width, *strides, **tile
-    )
+    launch(
+        write, (triton.cdiv(rows, tile["ROWS"]),),
+        weights, norms, state, tied, mask.view(torch.uint8), taken, rows, columns, width, *strides, **tile,
+    )  # fmt: skip
     return mask, taken
-
-
-def variants() -> list[Variant]:
-    """Each kernel's configuration."""
-    return [variant for rows, columns in _TILES for variant in _tiled(rows, columns)]
-
-
-def _tiled(rows: int, columns: int) -> list[Variant]:
-    tile: dict[str, int | bool] = {"stride_column": 1, "ROWS": rows, "COLUMNS": columns}
-    name = f"{rows} x {columns}"
-    reading = "*fp32 *fp32 *i32 *i64 i32 i32 i64"
-    return [
-        Variant(f"select.exponents[{name}]", exponents, "*fp32 *fp32 *i32 i32 i32 i64", tile),
-        Variant(f"select.mantissas[{name}, high]", mantissas, reading, {**tile, "LAST": False}, warps=8),
-        Variant(f"select.mantissas[{name}, low]", mantissas, reading, {**tile, "LAST": True}, warps=8),
-        Variant(f"select.ties[{name}]", ties, "*fp32 *fp32 *i32 *i64 *i32 *i32 i32 i32 i64", tile),
-        Variant(f"select.mask[{name}]", residual_mask, "*fp32 *fp32 *i32 *i32 *u8 *i64 i32 i32 i32 i64", tile),
-    ]

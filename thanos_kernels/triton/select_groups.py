@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thanos_kernels.triton.common import Variant
+from thanos_kernels.triton.common import aligned, general, launch, multiples_of_16
 from thanos_kernels.triton.select import score_bits
 
 MAX_GROUP = 32
@@ -15,10 +15,11 @@ _GROUPS = 1024  # lanes of a program that selects in groups
 _TILE = {"ROWS": 8, "COLUMNS": 512}
 
 
-@triton.jit
+@general
 def per_row(
-    weights, norms, mask, count, rows, columns, stride_row, stride_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    weights, norms, mask, count: tl.int32, rows: tl.int32, columns: tl.int32, stride_row: tl.int64, stride_column,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """The ``count`` smallest ``abs(w) * norm`` of each row, ties to the lower index.
 
     A row's threshold is built from its highest bit down: a bit stays where fewer than ``count`` scores lie below the
@@ -53,10 +54,12 @@ def per_row(
         before += tl.sum(equal, 1)
 
 
-@triton.jit
+@general
 def n_of_m(
-    scores, mask, n, m, groups, groups_per_row, stride_row, stride_column, GROUPS: tl.constexpr, SIZE: tl.constexpr
-):
+    scores, mask, n: tl.int32, m: tl.int32, groups: tl.int64, groups_per_row: tl.int32,
+    stride_row: tl.int64, stride_column,
+    GROUPS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
     """The n smallest of each group of m, ties to the lower index: one pass, 4 bytes read and 1 written an element.
 
     A score is taken where fewer than n of its group are smaller, or equal and to the left: m comparisons an element,
@@ -71,10 +74,13 @@ def n_of_m(
     score = tl.load(start[:, None] + lane.to(tl.int64)[None, :] * stride_column, mask=inside, other=0.0)
     rank = tl.zeros((GROUPS, SIZE), tl.int32)
     for j in range(m):
-        other = tl.load(start + j * stride_column, mask=group < groups, other=0.0)[:, None]
+        other = tl.load(start + tl.cast(j, tl.int64) * stride_column, mask=group < groups, other=0.0)[:, None]
         rank += ((other < score) | ((other == score) & (j < lane)[None, :])).to(tl.int32)
     place = mask + (group * m)[:, None] + lane[None, :]
     tl.store(place, (rank < n).to(tl.uint8), mask=inside)
+
+
+_per_row = aligned(per_row.fn, "weights", "columns", "stride_row")
 
 
 def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
@@ -82,9 +88,11 @@ def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
     rows, columns = weights.shape
     mask = torch.zeros(rows, columns, dtype=torch.bool, device=weights.device)
     if count and mask.numel():
-        per_row[(triton.cdiv(rows, _TILE["ROWS"]),)](
-            weights, norms.contiguous(), mask.view(torch.uint8), count, rows, columns, *weights.stride(), **_TILE
-        )
+        whole = weights.stride(1) == 1 and multiples_of_16(weights, columns, weights.stride(0))
+        launch(
+            _per_row if whole else per_row, (triton.cdiv(rows, _TILE["ROWS"]),),
+            weights, norms.contiguous(), mask.view(torch.uint8), count, rows, columns, *weights.stride(), **_TILE,
+        )  # fmt: skip
     return mask
 
 
@@ -95,22 +103,9 @@ def select_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     groups = rows * columns // m
     if groups:
         size = triton.next_power_of_2(m)
-        n_of_m[(triton.cdiv(groups, _GROUPS // size),)](
+        launch(
+            n_of_m, (triton.cdiv(groups, _GROUPS // size),),
             scores, mask.view(torch.uint8), n, m, groups, columns // m, *scores.stride(),
             GROUPS=_GROUPS // size, SIZE=size,
         )  # fmt: skip
     return mask
-
-
-def variants() -> list[Variant]:
-    """Each kernel at every tile it may be launched with that differs in kind."""
-    return [
-        Variant("select.per_row", per_row, "*fp32 *fp32 *u8 i32 i32 i32 i64", {"stride_column": 1, **_TILE}),
-        *(
-            Variant(
-                f"select.n_of_m[{size}]", n_of_m, "*fp32 *u8 i32 i32 i32 i32 i64",
-                {"stride_column": 1, "GROUPS": _GROUPS // size, "SIZE": size},
-            )
-            for size in (4, 8, 32)
-        ),
-    ]  # fmt: skip

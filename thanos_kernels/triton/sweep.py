@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thanos_kernels.triton.common import Variant, precision, tuned
+from thanos_kernels.triton.common import general, launch, precision, tuned
 
 MAX_GROUP = 32
 _ROWS, _PANEL = 32, 32
@@ -40,14 +40,15 @@ def _panel_weights(
         k = before + lane
         known = lane < STEP
         e = tl.load(errors + row[:, None] * width + k[None, :], mask=(row < rows)[:, None] & known[None, :], other=0.0)
-        f = tl.load(factor + k[:, None] * width + column[None, :], mask=known[:, None] & inside[None, :], other=0.0)
+        beside = factor + k.to(tl.int64)[:, None] * width + column[None, :]
+        f = tl.load(beside, mask=known[:, None] & inside[None, :], other=0.0)
         work -= tl.dot(e, f, input_precision=PRECISION)
     return work
 
 
-@triton.jit
+@general
 def sweep(
-    factor, weights, mask, errors, rows, width, stride_row, stride_column, mask_row, mask_column,
+    factor, weights, mask, errors, rows: tl.int32, width: tl.int32, stride_row: tl.int64, stride_column,
     ROWS: tl.constexpr, PANEL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The errors E (c, B) for a given mask."""
@@ -60,26 +61,26 @@ def sweep(
             factor, weights, errors, row, column, inside, start, rows, width, stride_row, stride_column,
             PANEL, PANEL, PRECISION,
         )  # fmt: skip
-        chosen = tl.load(
-            mask + row[:, None] * mask_row + column.to(tl.int64)[None, :] * mask_column,
-            mask=(row < rows)[:, None] & inside[None, :], other=0,
-        )  # fmt: skip
+        held = (row < rows)[:, None] & inside[None, :]
+        chosen = tl.load(mask + row[:, None] * width + column[None, :], mask=held, other=0)
         panel = tl.zeros((ROWS, PANEL), tl.float32)
         for j in range(tl.minimum(PANEL, width - start)):
             here = (lane == j)[None, :]
-            along = tl.load(factor + (start + j) * width + column, mask=inside, other=0.0)
-            diagonal = tl.load(factor + (start + j) * width + start + j)
+            pivots = factor + tl.cast(start + j, tl.int64) * width
+            along = tl.load(pivots + column, mask=inside, other=0.0)
+            diagonal = tl.load(pivots + start + j)
             removed = tl.sum(tl.where(here, chosen.to(tl.float32) * work, 0.0), 1)
             error = tl.div_rn(removed, diagonal + removed * 0)
             work = tl.fma(-error[:, None], along[None, :], work)
             panel = tl.where(here, error[:, None], panel)
-        tl.store(errors + row[:, None] * width + column[None, :], panel, mask=(row < rows)[:, None] & inside[None, :])
+        tl.store(errors + row[:, None] * width + column[None, :], panel, mask=held)
         tl.debug_barrier()  # the next panel reads what other threads have stored
 
 
-@triton.jit
+@general
 def sweep_n_of_m(
-    factor, weights, mask, errors, rows, width, n, m, stride_row, stride_column,
+    factor, weights, mask, errors, rows: tl.int32, width: tl.int32, n: tl.int32, m: tl.int32,
+    stride_row: tl.int64, stride_column,
     STEP: tl.constexpr, ROWS: tl.constexpr, PANEL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The errors E (c, B) and the mask, chosen as the sweep goes; STEP columns a panel, whole groups."""
@@ -92,7 +93,7 @@ def sweep_n_of_m(
             factor, weights, errors, row, column, inside, start, rows, width, stride_row, stride_column,
             STEP, PANEL, PRECISION,
         )  # fmt: skip
-        diagonals = tl.load(factor + column * width + column, mask=inside, other=1.0)
+        diagonals = tl.load(factor + column.to(tl.int64) * width + column, mask=inside, other=1.0)
         panel = tl.zeros((ROWS, PANEL), tl.float32)
         chosen = tl.zeros((ROWS, PANEL), tl.int32)
         for j in range(tl.minimum(STEP, width - start)):
@@ -107,8 +108,9 @@ def sweep_n_of_m(
                     best = tl.min(left, 1)
                     at = tl.where(group & (chosen == 0) & (left == best[:, None]), lane[None, :], PANEL)
                     chosen = tl.where(lane[None, :] == tl.min(at, 1)[:, None], 1, chosen)
-            along = tl.load(factor + (start + j) * width + column, mask=inside, other=0.0)
-            diagonal = tl.load(factor + (start + j) * width + start + j)
+            pivots = factor + tl.cast(start + j, tl.int64) * width
+            along = tl.load(pivots + column, mask=inside, other=0.0)
+            diagonal = tl.load(pivots + start + j)
             removed = tl.sum(tl.where(here, chosen.to(tl.float32) * work, 0.0), 1)
             error = tl.div_rn(removed, diagonal + removed * 0)
             work = tl.fma(-error[:, None], along[None, :], work)
@@ -128,9 +130,10 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, products: str
     rows, width = weights.shape
     errors = torch.empty(rows, width, dtype=torch.float32, device=weights.device)
     if errors.numel():
-        _tuned[(triton.cdiv(rows, _ROWS),)](
-            factor.contiguous(), weights, mask.view(torch.uint8), errors, rows, width,
-            *weights.stride(), *mask.stride(), ROWS=_ROWS, PANEL=_PANEL, PRECISION=products or precision(),
+        launch(
+            _tuned, (triton.cdiv(rows, _ROWS),),
+            factor.contiguous(), weights, mask.contiguous().view(torch.uint8), errors, rows, width,
+            *weights.stride(), ROWS=_ROWS, PANEL=_PANEL, PRECISION=products or precision(),
         )  # fmt: skip
     return errors
 
@@ -143,27 +146,9 @@ def column_sweep_n_of_m(
     errors = torch.empty(rows, width, dtype=torch.float32, device=weights.device)
     mask = torch.empty(rows, width, dtype=torch.bool, device=weights.device)
     if errors.numel():
-        _tuned_n_of_m[(triton.cdiv(rows, _ROWS),)](
+        launch(
+            _tuned_n_of_m, (triton.cdiv(rows, _ROWS),),
             factor.contiguous(), weights, mask.view(torch.uint8), errors, rows, width, n, m, *weights.stride(),
             STEP=_PANEL // m * m, ROWS=_ROWS, PANEL=_PANEL, PRECISION=products or precision(),
         )  # fmt: skip
     return errors, mask
-
-
-def variants(products: str) -> list[Variant]:
-    """Every configuration of both sweeps."""
-    shape = {"ROWS": _ROWS, "PANEL": _PANEL, "PRECISION": products}
-    return [
-        variant
-        for config in _CONFIGS
-        for variant in (
-            Variant(
-                f"sweep[{config.num_warps} warps]", sweep, "*fp32 *fp32 *u8 *fp32 i32 i32 i64 i64",
-                {"stride_column": 1, "mask_column": 1, **shape}, warps=config.num_warps, matrix=True,
-            ),
-            Variant(
-                f"sweep_n_of_m[{config.num_warps} warps]", sweep_n_of_m, "*fp32 *fp32 *u8 *fp32 i32 i32 i32 i32 i64",
-                {"stride_column": 1, "STEP": _PANEL, **shape}, warps=config.num_warps, matrix=True,
-            ),
-        )
-    ]  # fmt: skip

@@ -118,3 +118,62 @@ def test_missing_weights_and_tokenizer_are_refused(tiny_model: Any, tmp_path: Pa
     for read in (load_model, load_tokenizer):
         with pytest.raises(ValueError, match="cannot read the model"):
             read(str(tmp_path))
+
+
+_SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 34,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "limit"),
+    [
+        ("Llama", {**_SMALL, "pad_token_id": 0}, 34),
+        ("Bert", {**_SMALL, "is_decoder": True}, 34),
+        ("Roberta", {**_SMALL, "is_decoder": True}, 32),
+        ("Camembert", {**_SMALL, "is_decoder": True, "pad_token_id": 3}, 30),
+        ("XLMRobertaXL", {**_SMALL, "is_decoder": True}, 32),
+        ("Data2VecText", {**_SMALL, "is_decoder": True}, 32),
+        ("BioGpt", _SMALL, 34),
+        ("OPT", {**_SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32}, 34),
+        ("XGLM", {"vocab_size": 96, "d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4}, 2048),
+        ("GPT2", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 34}, 34),
+        ("GPTNeo", {**_SMALL, "num_layers": 2, "attention_types": [[["global"], 2]], "num_heads": 4}, 34),
+        ("CTRL", {"vocab_size": 96, "n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "n_positions": 34}, 34),
+        ("Mpt", {"vocab_size": 96, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 34}, 34),
+        ("Bloom", {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4}, None),
+        ("Mamba", {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2}, None),
+        ("XLNet", {"vocab_size": 96, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}, None),
+    ],
+)
+def test_the_longest_sequence_is_one_that_the_model_takes(
+    family: str, options: dict[str, Any], limit: int | None
+) -> None:
+    config = getattr(transformers, f"{family}Config")(**{"bos_token_id": 0, "eos_token_id": 2, **options})
+    assert max_length(config) == limit
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    tokens = torch.randint(4, 96, (1, limit or 50))
+    with torch.no_grad():
+        assert bool(model(tokens).logits.isfinite().all())
+    if limit not in (None, 2048) and family != "Llama":  # rotary positions go on
+        longer = torch.randint(4, 96, (1, limit + 1))
+        with pytest.raises((IndexError, RuntimeError, ValueError)), torch.no_grad():
+            model(longer)
+
+
+def test_the_longest_sequence_depends_on_no_state_and_changes_none() -> None:
+    config = transformers.RobertaConfig(**_SMALL, is_decoder=True)
+    before, state = config.to_dict(), torch.get_rng_state()
+    assert max_length(config) == 32
+    assert config.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.set_default_device("meta")
+    try:
+        assert max_length(config) == 32
+    finally:
+        torch.set_default_device(None)

@@ -15,7 +15,7 @@ def said(monkeypatch: pytest.MonkeyPatch, seconds: list[float], calls: list[tupl
     console = Console(record=True, width=200, force_terminal=False)
     with progress.display(console) as shown:
         for done, windows in calls:
-            shown.scored(done, windows)
+            shown.window_scored(done, windows)
     return console.export_text().splitlines()
 
 
@@ -26,10 +26,10 @@ def test_a_short_text_is_scored_silently(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_long_text_says_once_a_minute_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = said(monkeypatch, [0, 50, 70, 80, 140], [(5, 20), (7, 20), (8, 20), (14, 20)])
     assert [line.split(";")[0] for line in lines] == ["perplexity: window 7/20", "perplexity: window 14/20"]
-    assert "2:20 gone, 1:00 left" in lines[1]
+    assert "2:20 passed, 1:00 left" in lines[1]
 
 
 def test_another_text_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = said(monkeypatch, [0, 70, 80, 150], [(9, 9), (1, 9), (3, 9)])
     assert len(lines) == 2
-    assert "1:10 gone" in lines[1]
+    assert "1:10 passed" in lines[1]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thanos import Factor, Pattern, SemiStructured, Structured, Unstructured, prune_group, prune_weight
+from thanos import Pattern, SemiStructured, Structured, Unstructured, factorise, prune_group, prune_weight
 from thanos.engine.methods import METHODS
 
 PATTERNS = [Unstructured(0.5), SemiStructured(2, 4), Structured(0.3)]
@@ -210,7 +210,7 @@ def test_a_group_is_its_layers_and_shares_one_factor() -> None:
     _, hessian = oracle.layer(1, 40, seed=9)
     weights = [torch.randn(rows, 40, dtype=torch.float64) for rows in (8, 24, 5)]
     group = prune_group(weights, hessian, "0.5", block_size=16)
-    factor = Factor(hessian)
+    factor = factorise(hessian)
     for weight, result in zip(weights, group, strict=True):
         assert torch.equal(result.weight, prune_weight(weight, hessian, "0.5", block_size=16).weight)
         assert torch.equal(result.weight, prune_weight(weight, factor, "0.5", block_size=16).weight)

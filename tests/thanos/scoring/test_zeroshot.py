@@ -251,3 +251,15 @@ def test_the_real_files(tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> 
     scores = zero_shot(tiny_model("llama"), tiny_tokenizer, loaded, limit=2)
     assert [score.documents for score in scores.tasks.values()] == [2] * 6
     assert json.loads(json.dumps(scores.to_dict()))["average"]["accuracy"] == pytest.approx(scores.average.accuracy)
+
+
+def test_scores_do_not_depend_on_the_default_device(
+    tiny_model: Callable[..., Any], tiny_tokenizer: Any, folder: Path
+) -> None:
+    model = tiny_model("llama", **LONG["llama"])
+    expected = zero_shot(model, tiny_tokenizer, ["piqa"], data=folder)
+    torch.set_default_device("meta")
+    try:
+        assert zero_shot(model, tiny_tokenizer, ["piqa"], data=folder) == expected
+    finally:
+        torch.set_default_device(None)

@@ -112,7 +112,8 @@ def test_too_little_text_says_how_much(tmp_path: Path) -> None:
         ("text.jsonl", b'{"text": 5}\n', "line 1, has no field 'text' that holds a string"),
         ("text.jsonl", b'{"text": "a"}\n\n{oops\n', "line 3, is not JSON"),
         ("text.parquet", b"no parquet", "not a Parquet file"),
-        ("text.csv", b"a,b", "not one of the kinds"),
+        ("text.csv", b"a,b", "no column 'text' of strings; its columns are a, b"),
+        ("text.pdf", b"a,b", "not one of the kinds"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, match: str) -> None:
@@ -135,3 +136,14 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(ValueError, match=r"neither one of c4, wikitext2, builtin nor a file"):
             load_samples(path, Words(), 1, 1)
+
+
+@pytest.mark.usefixtures("other_default")
+@pytest.mark.parametrize("count", [1, 8])
+def test_samples_do_not_depend_on_defaults(bos_tokenizer: Any, tmp_path: Path, count: int) -> None:
+    path = write(tmp_path, ["the quick brown fox " * (60 // count)] * count)  # joined, and one window a document
+    tokens = load_samples(path, bos_tokenizer, 4, 8).tokens
+    assert (tokens.device.type, tokens.dtype) == ("cpu", torch.int64)
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(tokens, load_samples(path, bos_tokenizer, 4, 8).tokens)

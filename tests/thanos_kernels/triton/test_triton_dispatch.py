@@ -27,6 +27,21 @@ def test_every_kernel_passes_its_self_check(operation: str, device: torch.device
     assert selfcheck.compare(operation, backend.function(operation), device, small=True) < selfcheck.TOLERANCE
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_self_check_and_the_kernels_ask_for_no_default(
+    operation: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device("meta")
+        assert selfcheck.compare(operation, backend.function(operation), device, small=True) < selfcheck.TOLERANCE
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before)
+
+
 def test_a_kernel_that_is_wrong_is_named_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)

@@ -1,0 +1,118 @@
+"""Where runs are carried out: the dense model, the texts, and what can be measured of a pruned model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.experiments.run import Run
+from benchmarks.machine import describe
+from benchmarks.records import Row
+from benchmarks.smollm2 import NAME, load_smollm2
+from thanos import prune_model
+from thanos.checkpoint import DTYPES
+from thanos.scoring.perplexity import load_tokens, perplexity
+from thanos.text import load_samples
+
+WINDOW = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same in every run of an experiment.
+
+    Attributes:
+        dtype: of the model, by name.
+        calibration, evaluation: text files. Of the latter the first ``windows`` windows of 1024 tokens are scored; its
+            second half, as far as it is not scored, serves as the calibration source ``wikitext2``.
+        tasks: a folder with lm-eval's tasks as JSONL.
+        limit: documents of each task.
+    """
+
+    dtype: str
+    calibration: Path
+    evaluation: Path
+    windows: int
+    tasks: Path
+    limit: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, files by name and hash."""
+        files = {"calibration": self.calibration, "evaluation": self.evaluation}
+        return {
+            "model": NAME,
+            "dtype": self.dtype,
+            **{key: path.name for key, path in files.items()},
+            **{f"{key}_sha256": hashlib.sha256(path.read_bytes()).hexdigest() for key, path in files.items()},
+            "evaluation_tokens": self.windows * WINDOW,
+            "window": WINDOW,
+            "zero_shot_limit": self.limit,
+        }
+
+
+class Lab:
+    """Holds the dense model and the texts."""
+
+    def __init__(self, settings: Settings, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.settings = settings
+        self.model, self.tokenizer = load_smollm2(DTYPES[settings.dtype])
+        self.text = load_tokens(settings.evaluation, self.tokenizer)
+
+    def samples(self, run: Run) -> torch.Tensor:
+        """The run's calibration samples, (N, S)."""
+        if run.source == "wikitext2":
+            unscored = self.text[max(len(self.text) // 2, self.settings.windows * WINDOW) :]
+            windows = unscored[: len(unscored) // run.length * run.length].view(-1, run.length)
+            chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(run.seed))
+            return windows[chosen[: run.samples]]
+        source: Any = {"c4": self.settings.calibration}.get(run.source, run.source)
+        return load_samples(source, self.tokenizer, run.samples, run.length, run.seed).tokens
+
+    def prune(self, run: Run) -> tuple[Any, Row]:
+        """A pruned copy of the model, and what a record says of it."""
+        if run.method == "dense":
+            return self.model, {"nominal_sparsity": 0.0, "effective_sparsity": 0.0}
+        model = copy.deepcopy(self.model)
+        report = prune_model(model, self.samples(run), str(run.pattern), **run.options())
+        seconds = {part: round(value, 3) for part, value in report.seconds.items()}
+        sparsities = {"nominal_sparsity": report.nominal_sparsity, "effective_sparsity": report.effective_sparsity}
+        return model, {**sparsities, "seconds": seconds}
+
+    def perplexity(self, model: Any) -> float | None:
+        """On the scored text; None where it is not finite."""
+        score = perplexity(model, self.tokenizer, self.text, sequence_length=WINDOW, windows=self.settings.windows)
+        return score if math.isfinite(score) else None
+
+    def zero_shot(self, model: Any) -> Row:
+        from thanos.scoring.zeroshot import zero_shot
+
+        return zero_shot(model, self.tokenizer, data=self.settings.tasks, limit=self.settings.limit).to_dict()
+
+
+def scored(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
+    """The one record of a pruned model: sparsities, seconds, perplexity, and accuracy where it is asked for."""
+    model, fields = lab.prune(run)
+    accuracy = {"zero_shot": lab.zero_shot(model)} if zero_shot else {}
+    return [{**fields, "perplexity": lab.perplexity(model), **accuracy}]
+
+
+_lab: Lab
+
+
+def start_worker(settings: Settings, threads: int) -> None:
+    """Make this process's lab."""
+    global _lab
+    _lab = Lab(settings, threads)
+
+
+def work(measure: Callable[[Lab, Run, bool], list[Row]], run: Run, zero_shot: bool) -> list[Row]:
+    """A run's records, measured in this process's lab."""
+    return [{"run": run.told(), **fields, "machine": describe()} for fields in measure(_lab, run, zero_shot)]

@@ -1,0 +1,12 @@
+"""The experiments, in the order of the page."""
+
+from benchmarks.experiments import alpha, block_size, calibration, main, metric, outliers
+
+EXPERIMENTS = {
+    "main": main.EXPERIMENT,
+    "block_size": block_size.EXPERIMENT,
+    "alpha": alpha.EXPERIMENT,
+    "metric": metric.EXPERIMENT,
+    "calibration": calibration.EXPERIMENT,
+    "outliers": outliers.EXPERIMENT,
+}

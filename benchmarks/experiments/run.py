@@ -1,0 +1,46 @@
+"""One run of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+SEEDS = (0, 1, 2)
+PATTERNS = ("0.5", "structured:0.3", "4:8", "2:4")  # of the main table
+_SAMPLING = ("source", "samples", "length", "seed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pruned model: options of :func:`thanos.prune_model`, and its calibration samples.
+
+    Records keep only what differs from the defaults here. So a new option may be added, with a default that does what
+    was done without it; a default must not change.
+    """
+
+    method: str = "thanos"
+    pattern: str | None = "0.5"
+    alpha: float = 0.0
+    block_size: int | None = None
+    metric: str | None = None
+    exclude: str | None = None
+    source: str = "c4"
+    samples: int = 32
+    length: int = 512
+    seed: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """What differs from the defaults; ``Run(**told)`` is the run."""
+        return {key: value for key, value in asdict(self).items() if value != getattr(Run, key)}
+
+    def options(self) -> dict[str, Any]:
+        """The options of :func:`thanos.prune_model` beside the pattern."""
+        chosen = {key: value for key, value in self.told().items() if key not in ("pattern", *_SAMPLING)}
+        return {"outlier_fraction" if key == "alpha" else key: value for key, value in chosen.items()}
+
+
+def each_seed(runs: Iterable[Run]) -> list[Run]:
+    """All runs with the first seed, then all with the second, ..."""
+    runs = list(runs)
+    return [replace(run, seed=seed) for seed in SEEDS for run in runs]

@@ -1,0 +1,185 @@
+"""A pruned model's directory: the source's own files, with the pruned tensors written over the old ones.
+
+What is not pruned is not touched: other tensors, the configuration, the tokenizer, licences and remote code stay the
+source's, byte for byte. Where tensors cannot be written so (a source that is not in safetensors, another dtype), the
+weights are saved by Transformers and the other files are copied all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thanos.checkpoint.writing import save_model
+
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|tflite)(\.index\.json)?$|\.index\.json$")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies in a safetensors file."""
+
+    file: Path
+    begin: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def weight_files(source: Path) -> list[Path]:
+    """The safetensors files of a model directory that Transformers reads; none where it reads another format.
+
+    Raises:
+        ValueError: the index names a file that is not there, or is damaged.
+    """
+    index = source / "model.safetensors.index.json"
+    if (source / "model.safetensors").is_file():
+        return [source / "model.safetensors"]
+    if not index.is_file():
+        return []
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: {type(error).__name__}") from error
+    for name in names:
+        if not (source / name).is_file():
+            raise ValueError(f"{index} names {name}, which is not there")
+    return [source / name for name in names]
+
+
+def save_pruned(model: Any, tokenizer: Any, source: Path | None, changed: Iterable[str], folder: Path) -> bool:
+    """Write a pruned model to ``folder``.
+
+    Args:
+        model: loaded from ``source``, then pruned.
+        tokenizer: saved only where the source is no directory.
+        source: the model directory it came from; None for another kind of source, such as a GGUF file.
+        changed: names of the parameters that were pruned.
+
+    Returns:
+        Whether the tensors were written into copies of the source's files.
+    """
+    if source is None:
+        save_model(model, tokenizer, folder)
+        return False
+    places = _places(weight_files(source))
+    parameters = dict(model.named_parameters())
+    tensors = _as_in_source(model, {name: parameters[name].detach() for name in changed}, places)
+    keeps_dtype = model.dtype == _declared_dtype(source, places)
+    if tensors is not None and keeps_dtype:
+        _copy_others(source, folder)
+        for file in weight_files(source):
+            shutil.copyfile(file, folder / file.name)
+        if (source / "model.safetensors.index.json").is_file():
+            shutil.copyfile(source / "model.safetensors.index.json", folder / "model.safetensors.index.json")
+        for name, tensor in tensors.items():
+            _overwrite(folder / places[name].file.name, places[name], tensor)
+        return True
+    save_model(model, None, folder)
+    _copy_others(source, folder)
+    if not keeps_dtype:
+        _declare_dtype(folder / "config.json", model.dtype)
+    return False
+
+
+def can_update(model: Any, source: Path | None, changed: Iterable[str]) -> bool:
+    """Whether every changed parameter has its place in the source's safetensors files; costs no pass over weights."""
+    if source is None:
+        return False
+    parameters = dict(model.named_parameters())
+    places = _places(weight_files(source))
+    return _as_in_source(model, {name: parameters[name].detach() for name in changed}, places) is not None
+
+
+def _places(files: list[Path]) -> dict[str, _Place]:
+    found = {}
+    for file in files:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin = 8 + length + entry["data_offsets"][0]
+                found[name] = _Place(file, begin, entry["dtype"], tuple(entry["shape"]))
+    return found
+
+
+def _as_in_source(model: Any, state: dict[str, Tensor], places: dict[str, _Place]) -> dict[str, Tensor] | None:
+    """The tensors under the source's names and in its layout; None where one of them has no place there."""
+    reverted = _reverted(model, state)
+    found = {}
+    for name, tensor in reverted.items():
+        match = next((other for other in _names(model, name) if other in places), None)
+        if match is None or places[match].shape != tuple(tensor.shape) or places[match].dtype not in _DTYPES:
+            return None
+        found[match] = tensor
+    return found
+
+
+def _reverted(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What Transformers would save: names and layouts before its conversions at loading."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before version 5 there are renamings only
+        return state
+    reverted: dict[str, Tensor] = revert_weight_conversion(model, state)
+    return reverted
+
+
+def _names(model: Any, name: str) -> list[str]:
+    """What a tensor may be called in a checkpoint: with or without the prefix of the base model, or renamed."""
+    prefix = f"{model.base_model_prefix}." if getattr(model, "base_model_prefix", "") else ""
+    names = [name, name.removeprefix(prefix), prefix + name]
+    for old, new in (getattr(model, "_checkpoint_conversion_mapping", None) or {}).items():
+        before = re.sub(r"\(.*\)", "", old.lstrip("^"))
+        renamed, count = re.subn(new, before, name)
+        if count:
+            names.append(renamed)
+            break
+    return names
+
+
+def _overwrite(file: Path, place: _Place, tensor: Tensor) -> None:
+    content = tensor.detach().to("cpu", _DTYPES[place.dtype]).contiguous().view(torch.uint8)
+    with file.open("r+b") as stream:
+        stream.seek(place.begin)
+        stream.write(content.numpy().data)
+
+
+def _copy_others(source: Path, folder: Path) -> None:
+    """Everything but weights and hidden files, into directories too."""
+    for path in sorted(source.rglob("*")):
+        inner = path.relative_to(source)
+        if any(part.startswith(".") for part in inner.parts) or not path.is_file() or _WEIGHTS.search(path.name):
+            continue
+        (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / inner)
+
+
+def _declared_dtype(source: Path, places: dict[str, _Place]) -> torch.dtype | None:
+    """The dtype that Transformers takes for this checkpoint when it is left to choose."""
+    config = json.loads((source / "config.json").read_text())
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    for part in (config, config.get("text_config") or {}):
+        if (declared := part.get("dtype") or part.get("torch_dtype")) in known:
+            return known[declared]
+    return next((_DTYPES[place.dtype] for place in places.values() if place.dtype in _DTYPES), None)
+
+
+def _declare_dtype(file: Path, dtype: torch.dtype) -> None:
+    config = json.loads(file.read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("dtype", "torch_dtype"):
+            if key in part:
+                part[key] = str(dtype).removeprefix("torch.")
+    if not {"dtype", "torch_dtype"} & config.keys():
+        config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

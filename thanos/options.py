@@ -1,0 +1,181 @@
+"""How a layer and a model are pruned: each option, its default and its check, for functions, commands and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import re
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Real
+from typing import Any, TypeVar
+
+import torch
+
+import thanos_kernels as kernels
+from thanos.pattern import Pattern, SemiStructured, read_pattern
+from thanos_kernels.errors import first_line
+
+METHODS = ("thanos", "sparsegpt", "wanda", "magnitude")
+METRICS = ("wanda", "obs", "magnitude")
+"""What Thanos may choose its mask by: |w| * norm of the input, the optimal brain surgeon's w^2 / [H^-1]_jj, or |w|."""
+
+EXPERTS = ("routed", "all")
+"""The calibration tokens that each expert of a mixture is pruned on."""
+
+Own = TypeVar("Own", bound="Options")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one layer is pruned.
+
+    Attributes:
+        pattern: what is removed.
+        method: ``thanos``, ``sparsegpt``, ``wanda`` or ``magnitude``.
+        block_size: columns per block, B; None is 128, or about 512 for n:m. A multiple of m.
+        outlier_fraction: alpha: the ``ceil(alpha c)`` rows with the largest ``(W H W.T)_ii`` are left untouched.
+        damping: added to the Hessian's diagonal, relative to its mean.
+        metric: what Thanos chooses its mask by: ``wanda``, ``abs(w) * norm`` of the input (the paper's, and what None
+            means); ``obs``, ``w^2 / [H^-1]_jj`` of the columns that remain; or ``magnitude``.
+        backend: of the operations: ``auto``, ``native``, ``triton`` or ``reference``.
+
+    Raises:
+        ValueError, TypeError: a value that could suit no layer.
+    """
+
+    pattern: Pattern
+    method: str = "thanos"
+    block_size: int | None = None
+    outlier_fraction: float = 0.0
+    damping: float = 0.01
+    metric: str | None = None
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _choice("method", self.method, METHODS)
+        _choice("backend", self.backend, kernels.BACKENDS)
+        if self.metric is not None:
+            _choice("metric", self.metric, METRICS)
+            if self.method != "thanos":
+                raise ValueError(f"metric is an option of the method thanos; {self.method} has its own")
+        _whole("block size", self.block_size)
+        m = self.pattern.m if isinstance(self.pattern, SemiStructured) else 1
+        if self.block_size is not None and self.block_size % m:
+            raise ValueError(f"block size must be a multiple of {m} for pattern {self.pattern}, not {self.block_size}")
+        if not 0 <= real_number("outlier fraction", self.outlier_fraction) < 1:
+            raise ValueError(f"outlier fraction must be at least 0 and less than 1, not {self.outlier_fraction}")
+        next(kernels.damping_schedule(real_number("damping", self.damping)))
+        if not isinstance(self.pattern, SemiStructured):
+            self.check_layer(sys.maxsize, 1)
+
+    @classmethod
+    def of(cls: type[Own], pattern: Any, **options: Any) -> Own:
+        """Options from a pattern as users write it (``0.5``, ``"50%"``, ``"2:4"``, a :data:`Pattern`) and keywords.
+
+        Raises:
+            TypeError: an unknown keyword, or a value of a wrong type.
+            ValueError: a value that could suit no layer.
+        """
+        known = [field.name for field in dataclasses.fields(cls) if field.name != "pattern"]
+        if unknown := sorted(options.keys() - set(known)):
+            raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
+        return cls(read_pattern(pattern), **options)
+
+    @property
+    def width(self) -> int:
+        """Columns per block, B."""
+        if self.block_size is not None:
+            return self.block_size
+        m = self.pattern.m if isinstance(self.pattern, SemiStructured) else 1
+        return 128 if m == 1 else max(m, 512 // m * m)
+
+    def outliers(self, rows: int) -> int:
+        """How many of a layer's rows are left untouched."""
+        return math.ceil(Fraction(repr(float(self.outlier_fraction))) * rows)
+
+    def check_layer(self, rows: int, columns: int) -> None:
+        """Raise ValueError where a layer of ``rows`` x ``columns`` cannot be pruned so."""
+        if self.outliers(rows) == rows:
+            raise ValueError(
+                f"outlier fraction {self.outlier_fraction:g} makes each of the layer's {rows} rows an outlier"
+            )
+        self.pattern.validate(rows, columns, self.outlier_fraction)
+
+
+@dataclass(frozen=True)
+class WalkOptions(Options):
+    """How a model is pruned.
+
+    Attributes:
+        exclude: a regular expression; layers in whose full name it is found stay dense.
+        passes: 1 runs all samples through a block together and prunes each layer right before it runs; 2 runs every
+            block twice, in batches. None takes one pass where the activations of a block fit ``memory_limit``.
+        batch_size: samples in a batch of the two-pass walk; None makes batches of about 4096 tokens.
+        memory_limit: bytes for activations; None is half of what is free on the device.
+        experts: ``routed`` prunes each expert on the tokens routed to it, blended with those of all experts where they
+            are few; ``all`` on all tokens.
+        device: where blocks are worked on, one at a time; None leaves each where it is.
+    """
+
+    exclude: str | None = None
+    passes: int | None = None
+    batch_size: int | None = None
+    memory_limit: int | None = None
+    experts: str = "routed"
+    device: str | torch.device | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _whole("passes", self.passes)
+        if self.passes not in (None, 1, 2):
+            raise ValueError(f"passes must be 1 or 2, not {self.passes}")
+        _whole("batch size", self.batch_size)
+        _whole("memory limit", self.memory_limit)
+        _choice("experts", self.experts, EXPERTS)
+        if self.exclude is not None and not isinstance(self.exclude, str):
+            raise TypeError(f"exclude must be a regular expression, not {type(self.exclude).__name__}")
+        try:
+            re.compile(self.exclude or "")
+        except re.error as error:
+            raise ValueError(f"exclude is no regular expression: {error} in {self.exclude!r}") from None
+        try:
+            torch.device(self.device or "cpu")
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{self.device!r} is no device: {first_line(error)}") from None
+
+    def record(self) -> dict[str, Any]:
+        """All options but pattern and method as plain values, for a report."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        device = None if self.device is None else str(self.device)
+        return {
+            **{name: value for name, value in values.items() if name not in ("pattern", "method")},
+            "device": device,
+        }
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices or not isinstance(value, str):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def real_number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> None:
+    """Refuse what is neither None nor a whole number from 1 on."""
+    if value is None:
+        return
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")

@@ -1,0 +1,196 @@
+"""The walk: one decoder block after the other, each on what the pruned blocks before it make of the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from thanos.engine.factor import Factor, HessianNotFiniteError
+from thanos.engine.layer import PrunedWeight, factor_for, prune_layer
+from thanos.engine.timing import StepTimer
+from thanos.options import WalkOptions
+from thanos.report import LayerReport
+from thanos.walk.clock import Clock
+from thanos.walk.decoder import Layer
+from thanos.walk.events import Progress
+from thanos.walk.hessians import Collector, InputHessian
+from thanos.walk.plan import Plan
+
+POOL_WEIGHT = 0.5  # of the pool in an expert's Hessian, in tokens for each of its columns (docs/method.md, section 8)
+
+
+@dataclass
+class State:
+    """All that the walk knows between two blocks: what a run that goes on from here needs.
+
+    Attributes:
+        hidden: the hidden states (n, S, d) of each batch in front of ``block``.
+        block: the next block to prune; those before it are done.
+        reports: the pruned layers by name, in their order.
+    """
+
+    hidden: list[Tensor]
+    block: int = 0
+    reports: dict[str, LayerReport] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What stays the same during a walk.
+
+    Attributes:
+        chosen: names of the layers to prune.
+    """
+
+    plan: Plan
+    options: WalkOptions
+    chosen: frozenset[str]
+    clock: Clock
+    progress: Callable[[Progress], None] | None
+
+    def prune_block(self, state: State) -> None:
+        """Prune the block ``state.block`` and replace the hidden states by what it makes of them."""
+        index, plan = state.block, self.plan
+        module = plan.store.load(index, plan.device)
+        layers = [layer for layer in plan.decoder.layers[index] if layer.name in self.chosen]
+        block = _Block(self, state, Collector(self.options.backend, self.options.experts == "all"))
+        if plan.passes == 1:
+            with block.collector.watching(layers, block.prune_before_it_runs):
+                self._forward(module, state, keep=True)
+        else:
+            self._two_passes(module, layers, block, state)
+        plan.store.store(index)
+        state.block += 1
+
+    def _two_passes(self, module: nn.Module, layers: list[Layer], block: _Block, state: State) -> None:
+        """Collect all Hessians of the dense block, prune, and run the block once more.
+
+        Experts are taken in groups whose Hessians fit the memory limit, one forward a group. Nothing inside the block
+        reads what an expert gives, so those that are pruned already change no other layer's input.
+        """
+        others = [layer for layer in layers if layer.experts is None]
+        groups = _groups([layer for layer in layers if layer.experts is not None], self.plan.memory_limit)
+        for number, group in enumerate(groups or [[]]):
+            with block.collector.watching(group if number else others + group, block.collect, pools=not number):
+                self._forward(module, state, keep=False)
+            for layer in group:
+                block.prune(layer)
+        for layer in others:
+            block.prune(layer)
+        self._forward(module, state, keep=True)
+
+    def _forward(self, module: nn.Module, state: State, *, keep: bool) -> None:
+        with self.clock("forward"):
+            for batch, calls in enumerate(self.plan.calls):
+                hidden = calls[state.block](module, state.hidden[batch])
+                if keep:
+                    state.hidden[batch] = hidden
+
+
+def _groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
+    """Whole experts in groups whose Hessians, in float32, take at most ``limit`` bytes; at least one each."""
+    of_expert: dict[tuple[int, int], list[Layer]] = {}
+    for layer in layers:
+        of_expert.setdefault((id(layer.experts), layer.expert), []).append(layer)
+    groups: list[list[Layer]] = []
+    used = 0
+    for projections in of_expert.values():
+        size = sum(4 * layer.weight.shape[1] ** 2 for layer in projections)
+        if not groups or used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1] += projections
+        used += size
+    return groups
+
+
+class _Block:
+    """One block on its way: the Hessians of its inputs, and the factors that layers share."""
+
+    def __init__(self, walk: Walk, state: State, collector: Collector) -> None:
+        self.collector = collector
+        self._walk = walk
+        self._state = state
+        self._blended: WeakKeyDictionary[InputHessian, InputHessian] = WeakKeyDictionary()
+        self._factors: WeakKeyDictionary[InputHessian, dict[torch.dtype, Factor]] = WeakKeyDictionary()
+
+    def collect(self, layer: Layer, inputs: Tensor, scale: Tensor | None) -> None:
+        with self._walk.clock("hessian"):
+            self.collector.add(layer, inputs, scale)
+
+    def prune_before_it_runs(self, layer: Layer, inputs: Tensor, scale: Tensor | None) -> None:
+        """One pass: all of a layer's input is here, so it is pruned before it runs."""
+        if layer.name not in self._state.reports:
+            self.collect(layer, inputs, scale)
+            self.prune(layer)
+
+    def prune(self, layer: Layer) -> None:
+        """Prune a layer in place on what was collected for it; nothing where no token reached it."""
+        inputs, pool_share = self._inputs(layer)
+        if inputs is None or inputs.hessian is None:
+            return
+        walk = self._walk
+        self._say(layer.name, None)
+        with walk.clock("prune"):
+            try:
+                pruned = self._pruned(layer, inputs)
+            except HessianNotFiniteError:
+                raise ValueError(f"{layer.name}: the activations that reach it hold NaN or infinity") from None
+            except (ValueError, torch.linalg.LinAlgError) as error:
+                raise type(error)(f"{layer.name}: {error}") from error
+            layer.weight.copy_(pruned.weight)
+        report = _report(layer, inputs, pool_share, pruned)
+        self._state.reports[layer.name] = report
+        self._say(layer.name, report.relative_loss)
+
+    def _inputs(self, layer: Layer) -> tuple[InputHessian | None, float]:
+        """What a layer is pruned on, and the share that all experts beside it have in that."""
+        inputs, pool = self.collector.take(layer), self.collector.pool(layer)
+        if pool is None or pool.hessian is None or self._walk.options.experts == "all":
+            return inputs, 0.0
+        weight = POOL_WEIGHT * len(pool.hessian)
+        if inputs is None or inputs.hessian is None:
+            return pool, 1.0
+        if inputs not in self._blended:
+            self._blended[inputs] = inputs.blended(pool, weight)
+        return self._blended[inputs], weight / (inputs.tokens + weight)
+
+    def _pruned(self, layer: Layer, inputs: InputHessian) -> PrunedWeight:
+        assert inputs.hessian is not None
+        options = self._walk.options
+        timed = StepTimer(inputs.hessian.device)
+        dtype = torch.promote_types(layer.weight.dtype, inputs.hessian.dtype)
+        shared = self._factors.setdefault(inputs, {})
+        with timed("factor"):
+            if dtype not in shared:
+                shared[dtype] = factor_for(inputs.hessian, dtype, options)
+        return prune_layer(layer.weight, shared[dtype], options, timed, energy=True)
+
+    def _say(self, layer: str, relative_loss: float | None) -> None:
+        walk, state = self._walk, self._state
+        if walk.progress is not None:
+            with walk.clock("other"):
+                blocks, done, layers = len(walk.plan.store), len(state.reports), len(walk.chosen)
+                seconds = walk.clock.elapsed()
+                walk.progress(Progress(state.block, blocks, layer, done, layers, relative_loss, seconds))
+
+
+def _report(layer: Layer, inputs: InputHessian, pool_share: float, pruned: PrunedWeight) -> LayerReport:
+    own, energy = inputs.first == layer.name, pruned.energy or 0.0
+    return LayerReport(
+        name=layer.name,
+        shape=(layer.weight.shape[0], layer.weight.shape[1]),
+        zeros=pruned.zeros,
+        sparsity=pruned.zeros / layer.weight.numel(),
+        loss=pruned.loss,
+        relative_loss=pruned.loss / energy if energy > 0 else 0.0,
+        damping=pruned.damping,
+        shared_with=None if own else inputs.first,
+        tokens=0 if pool_share == 1 else inputs.tokens,
+        pool_share=pool_share,
+        seconds={"hessian": inputs.seconds() if own else 0.0, **pruned.seconds},
+    )
