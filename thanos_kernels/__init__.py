@@ -19,6 +19,7 @@ from thanos_kernels.ops import (
     select_smallest,
 )
 from thanos_kernels.pack import Packed24, pack_24, unpack_24
+from thanos_kernels.scope import plain_arithmetic
 
 __all__ = [
     "BACKENDS",
@@ -38,6 +39,7 @@ __all__ = [
     "inverse_factor_ex",
     "outlier_rows",
     "pack_24",
+    "plain_arithmetic",
     "row_energy",
     "row_solve",
     "row_solve_ex",

@@ -145,7 +145,16 @@ def linear(
         weight: W, or the rows of it that are no outliers.
         bias: (c,), the same dtype.
         columns: (kept,) int64: the columns of the inputs that ``weight`` multiplies; None means all.
+
+    Raises:
+        TypeError: not everything is of the inputs' dtype. Kernels read memory and would not notice.
     """
+    for tensor in (weight.values, bias, None if outliers is None else outliers.weight):
+        if tensor is not None and tensor.dtype != inputs.dtype:
+            raise TypeError(
+                f"inputs are {inputs.dtype}, but a part of the layer is {tensor.dtype}: convert it with .to()"
+            )
+    bias = None if bias is None else bias.contiguous()
     if outliers is not None and len(outliers.rows) == 0:
         outliers = None
     rows = weight.shape[0] if outliers is None else len(outliers.order)

@@ -163,6 +163,10 @@ class SparseLinear(nn.Module):
             if isinstance(loaded, Tensor) and loaded.dim() == own.dim() and loaded.shape != own.shape:
                 setattr(self, name, own.new_empty(loaded.shape))
         before = len(error_msgs)
+        for name, own in self.named_buffers(recurse=False):
+            loaded = state_dict.get(prefix + name)
+            if isinstance(loaded, Tensor) and not own.is_floating_point() and loaded.dtype != own.dtype:
+                error_msgs.append(f"{prefix}{name} must be {own.dtype}, not {loaded.dtype}")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -235,15 +239,29 @@ class OutlierRowsLinear(SparseLinear):
         return f"{super().extra_repr()}, outlier_rows={len(self.outlier_rows)}"
 
 
+def is_transposed(module: nn.Module) -> bool | None:
+    """Whether a linear layer keeps its weight transposed, as transformers' ``Conv1D`` does; None for what is no such
+    layer, or a subclass of one with a forward of its own, which may compute anything."""
+    for kind in type(module).__mro__:
+        transposed = kind.__name__ == "Conv1D" and hasattr(module, "nf")
+        if kind is nn.Linear or transposed:
+            return transposed if type(module).forward is kind.forward else None  # type: ignore[attr-defined]
+    return None
+
+
 def dense_weight(linear: nn.Module) -> Tensor:
     """The weight (out, in) of an ``nn.Linear``, or of transformers' ``Conv1D``, which transposes it."""
-    weight = getattr(linear, "weight", None)
-    transposed = type(linear).__name__ == "Conv1D" and hasattr(linear, "nf")
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or not (isinstance(linear, nn.Linear) or transposed):
-        raise TypeError(f"from_linear takes an nn.Linear, not {type(linear).__name__}")
-    if weight.dtype not in _DTYPES:
-        raise TypeError(f"from_linear takes float32, bfloat16 or float16 weights, not {weight.dtype}")
-    return (weight.T if transposed else weight).detach().contiguous()
+    transposed = is_transposed(linear)
+    if transposed is None:
+        own = " with a forward of its own" if isinstance(linear, nn.Linear) else ""
+        raise TypeError(f"from_linear takes an nn.Linear, not {type(linear).__name__}{own}")
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    weight = weight.detach()
+    if type(weight) is not Tensor or weight.dtype not in _DTYPES:
+        what = weight.dtype if type(weight) is Tensor else type(weight).__name__
+        raise TypeError(f"from_linear takes float32, bfloat16 or float16 weights, not {what}")
+    return (weight.T if transposed else weight).contiguous()
 
 
 def check_index(name: str, index: Tensor, size: int) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thanos.checkpoint import check_target, load_config, staged
-from thanos.compact.base import SparseLinear
+from thanos.compact.base import SparseLinear, is_transposed
 from thanos.compact.format import (
     DTYPES,
     MANIFEST,
@@ -149,6 +149,10 @@ def load(folder: str | Path, *, device: str | torch.device | None = None) -> Any
     for name, layer in manifest.layers.items():
         parent, _, child = name.rpartition(".")
         old = model.get_submodule(name)
+        if is_transposed(old) is not layer.transposed:
+            raise FormatError(
+                f"{folder}: {name} is a {type(old).__name__} here, which its sparse form cannot stand for"
+            )
         kind, (rows, columns) = _CLASSES[layer.kind], layer.shape
         new = kind(columns, rows, getattr(old, "bias", None) is not None, "meta", DTYPES[layer.dtype][1])
         setattr(model.get_submodule(parent), child, new)
@@ -312,8 +316,8 @@ def _linears(source: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, bool]
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     linears = {}
     for name, module in model.named_modules():
-        transposed = type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-        if not (type(module) is nn.Linear or transposed) or f"{name}.weight" not in shapes:
+        transposed = is_transposed(module)
+        if transposed is None or f"{name}.weight" not in shapes:
             continue
         if owners[id(module.weight)] == 1:  # a weight shared with the embedding stays as it is
             linears[name] = transposed

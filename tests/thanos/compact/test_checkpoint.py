@@ -154,6 +154,27 @@ def test_a_half_pruned_layer_takes_at_most_three_fifths(tmp_path: Path) -> None:
         assert sum(part.nbytes for part in kept[1].values()) <= 0.60 * weight.nbytes
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_model_takes_any_length(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Its query heads share key heads, so its layers meet activations of several widths."""
+    pruned_llama(dtype).save_pretrained(tmp_path / "pruned")
+    compact.pack(tmp_path / "pruned", tmp_path / "compact")
+    model = compact.load(tmp_path / "compact")
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        for length in (5, 7, 20, 60):
+            tokens = torch.randint(3, 128, (2, length), generator=torch.Generator().manual_seed(length))
+            torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits)
+
+
+def test_a_model_under_autocast_stays_close(folders: tuple[Path, Path]) -> None:
+    dense = transformers.AutoModelForCausalLM.from_pretrained(folders[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        have, want = logits(compact.load(folders[1])), logits(dense)
+    assert (have - want).norm() <= 0.03 * want.norm()
+
+
 def test_dense_weights_stay_dense() -> None:
     weight = torch.randn(64, 64)
     assert compact.choose(weight) == "dense"

@@ -181,6 +181,105 @@ def test_misuse_is_refused_with_a_sentence(kind: type[SparseLinear]) -> None:
         kind.from_linear(nn.Linear(16, 16).double())
 
 
+@pytest.mark.parametrize("tokens", [0, 3, 200])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_is_right(kind: type[SparseLinear], tokens: int) -> None:
+    linear = pruned(kind, 96, 70, torch.float32, outliers=2)
+    layer = kind.from_linear(linear).double()
+    inputs = torch.randn(tokens, 96, dtype=torch.float64)
+    torch.testing.assert_close(layer(inputs), linear.double()(inputs), rtol=1e-13, atol=1e-13)
+    assert layer.weight.equal(linear.weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_conversions_that_cannot_be_are_refused_and_undone(kind: type[SparseLinear]) -> None:
+    layer, inputs = kind.from_linear(pruned(kind, 64, 24, torch.float32, outliers=1)), torch.randn(3, 64)
+    want = layer(inputs)
+    for convert, words in (
+        (lambda: layer.to(torch.float8_e4m3fn), "not torch.float8_e4m3fn: restore the dense model"),
+        (lambda: layer.type(torch.float32), r"is torch.int64 and cannot become torch.float32: .*\.to\(dtype\)"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            convert()
+        assert layer(inputs).equal(want)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 100])
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_gives_its_dtype(kind: type[SparseLinear], tokens: int, dtype: torch.dtype) -> None:
+    linear = pruned(kind, 96, 70, dtype, outliers=2)
+    layer, inputs = kind.from_linear(linear), torch.randn(tokens, 96)
+    exact = inputs.double() @ linear.weight.double().T + linear.bias.double()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for given in (inputs, inputs.bfloat16(), inputs.half()):
+            result = layer(given)
+            assert result.dtype == linear(given).dtype == torch.bfloat16
+            torch.testing.assert_close(result.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_compiled_graph_serves_every_length(kind: type[SparseLinear]) -> None:
+    layer = kind.from_linear(pruned(kind, 64, 24, torch.float32, outliers=1))
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend=count, fullgraph=True, dynamic=True)
+    with torch.inference_mode():
+        for tokens in (5, 20, 100, 2):
+            inputs = torch.randn(3, tokens, 64)
+            assert compiled(inputs).equal(layer(inputs))
+    assert graphs == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_without_memory(kind: type[SparseLinear]) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert kind(64, 24, device="meta")(torch.empty(2, 5, 64, device="meta")).shape == (2, 5, 24)
+    layer = kind.from_linear(pruned(kind, 64, 24, torch.float32))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(torch.empty(2, 64)).shape == (2, 24)
+
+
+class Renamed(nn.Linear):
+    """Another name for the same product."""
+
+
+class Doubled(nn.Linear):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subclass_counts_where_it_computes_the_same(kind: type[SparseLinear]) -> None:
+    linear, inputs = pruned(kind, 64, 24, torch.float32), torch.randn(3, 64)
+    linear.__class__ = Renamed
+    agree(kind.from_linear(linear)(inputs), linear, inputs)
+    linear.__class__ = Doubled
+    with pytest.raises(TypeError, match="not Doubled with a forward of its own"):
+        kind.from_linear(linear)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_of_another_dtype_are_refused(kind: type[SparseLinear]) -> None:
+    """The kernels read memory: half as much of it, or twice, is no error that they could see."""
+    layer = kind.from_linear(pruned(kind, 64, 24, torch.float32, outliers=1))
+    state = layer.state_dict()
+    new = kind(64, 24)
+    new.load_state_dict({**state, "bias": state["bias"].bfloat16()}, assign=True)
+    with pytest.raises(TypeError, match=r"a part of the layer is torch\.bfloat16"):
+        new(torch.randn(2, 64))
+    name = next(name for name, tensor in state.items() if not tensor.is_floating_point())
+    with pytest.raises(RuntimeError, match=f"{name} must be torch.int"):
+        kind(64, 24).load_state_dict({**state, name: state[name].to(torch.int8)}, assign=True)
+
+
 def test_damaged_state_is_refused() -> None:
     layer = BitmaskLinear.from_linear(pruned(BitmaskLinear, 70, 24, torch.float32))
     state = layer.state_dict()
