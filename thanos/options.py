@@ -19,6 +19,8 @@ from thanos.pattern import Pattern, SemiStructured, read_pattern
 from thanos_kernels.errors import first_line
 
 METHODS = ("thanos", "sparsegpt", "wanda", "magnitude")
+REFINEMENTS = ("none", "refit", "admm")
+"""What follows the method: nothing; a refit of the kept weights; or a search for a better mask, and the refit."""
 METRICS = ("wanda", "obs", "magnitude")
 """What Thanos may choose its mask by: |w| * norm of the input, the optimal brain surgeon's w^2 / [H^-1]_jj, or |w|."""
 
@@ -35,11 +37,14 @@ class Options:
     Attributes:
         pattern: what is removed.
         method: ``thanos``, ``sparsegpt``, ``wanda`` or ``magnitude``.
-        block_size: columns per block, B; None is 128, or about 512 for n:m. A multiple of m.
+        block_size: columns per block, B; None is 128, or about 512 for n:m without a refinement. A multiple of m.
         outlier_fraction: alpha: the ``ceil(alpha c)`` rows with the largest ``(W H W.T)_ii`` are left untouched.
         damping: added to the Hessian's diagonal, relative to its mean.
         metric: what Thanos chooses its mask by: ``wanda``, ``abs(w) * norm`` of the input (the paper's, and what None
             means); ``obs``, ``w^2 / [H^-1]_jj`` of the columns that remain; or ``magnitude``.
+        refine: what follows the method: ``none``; ``refit``, the kept weights solved for once more with the mask as it
+            is; or ``admm``, a search for a better mask of the same pattern between two refits. The layer loss never
+            rises.
         backend: of the operations: ``auto``, ``native``, ``triton`` or ``reference``.
 
     Raises:
@@ -52,11 +57,13 @@ class Options:
     outlier_fraction: float = 0.0
     damping: float = 0.01
     metric: str | None = None
+    refine: str = "none"
     backend: str = "auto"
 
     def __post_init__(self) -> None:
         _choice("method", self.method, METHODS)
         _choice("backend", self.backend, kernels.BACKENDS)
+        _choice("refine", self.refine, REFINEMENTS)
         if self.metric is not None:
             _choice("metric", self.metric, METRICS)
             if self.method != "thanos":
@@ -90,7 +97,8 @@ class Options:
         if self.block_size is not None:
             return self.block_size
         m = self.pattern.m if isinstance(self.pattern, SemiStructured) else 1
-        return 128 if m == 1 else max(m, 512 // m * m)
+        columns = 128 if m == 1 or self.refine != "none" else 512
+        return max(m, columns // m * m)
 
     def outliers(self, rows: int) -> int:
         """How many of a layer's rows are left untouched."""

@@ -26,11 +26,21 @@ from thanos.commands.cli import (
     text_options,
 )
 from thanos.commands.quiet import silence_libraries
-from thanos.options import EXPERTS, METHODS, METRICS, WalkOptions
+from thanos.options import EXPERTS, METHODS, METRICS, REFINEMENTS, WalkOptions
 from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos_kernels import BACKENDS
 
-_OF_WEIGHTS = ("method", "metric", "block_size", "outlier_fraction", "passes", "memory_limit", "experts", "exclude")
+_OF_WEIGHTS = (
+    "method",
+    "metric",
+    "refine",
+    "block_size",
+    "outlier_fraction",
+    "passes",
+    "memory_limit",
+    "experts",
+    "exclude",
+)
 _OF_SHAPES = ("importance", "multiple")
 
 
@@ -100,6 +110,12 @@ def _default(name: str) -> Any:
 )
 @click.option("--method", default=_default("method"), type=click.Choice(METHODS), help="How to choose and compensate.")
 @click.option("--metric", type=click.Choice(METRICS), help="What Thanos chooses its mask by.  [default: wanda]")
+@click.option(
+    "--refine",
+    default=_default("refine"),
+    type=click.Choice(REFINEMENTS),
+    help="After the method: solve for the kept weights once more, or search for a better mask as well.",
+)
 @click.option("--block-size", type=click.IntRange(min=1), help="Columns per block.  [default: 128; 512 for n:m]")
 @click.option(
     "--outlier-fraction",

@@ -15,11 +15,13 @@ from torch import Tensor
 import thanos_kernels as kernels
 from thanos.engine.columns import remove_columns
 from thanos.engine.factor import Factor, HessianNotFiniteError, check_hessian, converted, factorise, finite, more_damped
+from thanos.engine.mask_search import search_mask
 from thanos.engine.methods import METHODS
+from thanos.engine.refine import refit
 from thanos.engine.sweep import Attempt, sweep
 from thanos.engine.timing import StepTimer, immediate, read
 from thanos.options import Options
-from thanos.pattern import Pattern, Structured
+from thanos.pattern import Pattern, Structured, Unstructured
 from thanos_kernels.scope import plain_arithmetic
 
 
@@ -32,7 +34,7 @@ class PrunedWeight:
         mask: (c, b), bool, True where pruned.
         loss: ``tr((W' - W) H (W' - W).T)``, the mean squared output error per token, without damping.
         damping: the damping used; more than was asked for where a factorisation failed.
-        seconds: time per step: factor, select, solve, update, loss.
+        seconds: time per step: factor, select, solve, update, loss, refine.
         removed: how many weights the mask holds.
         zeros: how many weights are zero, in the dtype given: those removed, and what was zero before or rounds to it.
         energy: ``tr(W H W.T)``, the mean squared output per token, where it was asked for.
@@ -60,7 +62,7 @@ def prune_weight(
             brings its own damping.
         pattern: a share (0.5, ``"50%"``), ``"2:4"``, ``"structured:0.3"`` or a :data:`thanos.Pattern`.
         options: by keyword, those of :class:`thanos.Options`: method, block_size, outlier_fraction, damping, metric,
-            backend.
+            refine, backend.
 
     Raises:
         ValueError, TypeError: shapes, patterns or options do not fit, or the weight or Hessian holds NaN or infinity.
@@ -146,7 +148,7 @@ def prune_layer(
         pruned,
         attempt.mask,
         max(0.0, loss),
-        factor.damping if METHODS[options.method].compensates else 0.0,
+        factor.damping if METHODS[options.method].compensates or options.refine != "none" else 0.0,
         timed.seconds(),
         int(removed),
         int(zeros),
@@ -163,7 +165,23 @@ def _attempt(weights: Tensor, factor: Factor, options: Options, timed: StepTimer
             outlier = kernels.outlier_rows(weights, factor.hessian, count, backend=options.backend)
             rows = outlier.argsort(stable=True)[: len(weights) - count]
     joint = isinstance(options.pattern, Structured) and METHODS[options.method].joint
-    return (remove_columns if joint else sweep)(weights, rows, factor, options, timed)
+    attempt = (remove_columns if joint else sweep)(weights, rows, factor, options, timed)
+    if options.refine == "none":
+        return attempt
+    with timed("refine"):
+        return _refined(weights, attempt, factor, options)
+
+
+def _refined(weights: Tensor, attempt: Attempt, factor: Factor, options: Options) -> Attempt:
+    """The attempt after its refinement; the search starts from the refit, so that no stage raises the loss."""
+    problem = factor.hessian, factor.damping
+    better = refit(weights, attempt.weight, attempt.mask, *problem, backend=options.backend)
+    if options.refine == "admm" and not isinstance(options.pattern, Structured):
+        by_row = options.method == "wanda" and isinstance(options.pattern, Unstructured)
+        better = search_mask(
+            weights, better.weight, better.mask, *problem, options.pattern, by_row=by_row, backend=options.backend
+        )
+    return attempt._replace(weight=better.weight, mask=better.mask, loss=better.loss_after.sum())
 
 
 def check_weight(weight: Tensor, hessian: Tensor) -> None:
