@@ -22,8 +22,8 @@ from thanos.walk.memory import freed_memory_kept
 from thanos.walk.plan import make_plan, work_device
 from thanos.walk.walk import State, Walk
 
-_ROUTER = "it routes tokens to experts"
-_UNUSED = "no calibration token reached it, or its weight is used without calling it"
+_UNUSED = "no calibration token reached it"
+_BYPASSED = "its weight is used without calling the layer, so its input is not seen"
 
 
 def prune_model(
@@ -126,20 +126,23 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
     """The record of the finished walk."""
     plan, options = walk.plan, walk.options
     layers = [layer for block in decoder.layers for layer in block]
-    routers = [layer for block in decoder.skipped for layer in block.values()]
+    skipped = {name: left for block in decoder.skipped for name, left in block.items()}
     running = {layer.name for block in plan.decoder.layers for layer in block}
     removed = sum(report.removed for report in state.reports.values())
     return ModelReport(
         method=options.method,
         pattern=str(options.pattern),
         nominal_sparsity=options.pattern.sparsity,
-        effective_sparsity=removed / sum(layer.weight.numel() for layer in layers + routers),
+        effective_sparsity=removed
+        / (sum(layer.weight.numel() for layer in layers) + sum(left.weights for left in skipped.values())),
         options={**options.record(), "device": str(plan.device)},
         layers=list(state.reports.values()),
         excluded=[layer.name for layer in layers if layer.name not in walk.chosen],
-        dense={name: _ROUTER for block in decoder.skipped for name in block}
+        dense={name: left.reason for name, left in skipped.items()}
         | {
-            layer.name: _UNUSED if layer.name in running else "its block does not run"
+            layer.name: (_BYPASSED if layer.name in plan.bypassed else _UNUSED)
+            if layer.name in running
+            else "its block does not run"
             for layer in layers
             if layer.name in walk.chosen and layer.name not in state.reports
         },
