@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from thanos.linear import is_linear, weight_of
 from thanos.walk.experts import Experts, adapt
+from thanos.walk.weights import refuse_adapters, refuse_quantised, shared, why_dense
 
-_LARGE = 0.2  # of a block's weights: a parameter that is no linear layer's may not hold more
+_LARGE = 0.2  # of a block's weights: parameters that are no linear layer's may not hold more
+_SMALL = 0.05  # of a block's weights: a matrix that holds less, and is no linear layer's, is not spoken of
+_ROUTER = "it routes tokens to experts"
 
 
 @dataclass(frozen=True)
@@ -47,40 +49,68 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """A weight of a block that stays dense whatever is asked for: a linear layer's, or another parameter's.
+
+    Attributes:
+        reason: why, to follow its name in brackets.
+        weights: how many numbers it holds; 0 where another entry counts the same ones.
+    """
+
+    reason: str
+    weights: int
+
+
+@dataclass(frozen=True)
 class Decoder:
     """A model's decoder blocks, in the order in which they run.
 
     Attributes:
         blocks: the modules.
-        layers: the linear layers of each block, the projections of experts among them.
-        skipped: of each block, the linear layers that stay dense whatever is asked for, with the reason.
+        layers: the linear layers of each block that can be pruned, the projections of experts among them.
+        skipped: of each block, by name, the weights that stay dense whatever is asked for.
     """
 
     blocks: list[nn.Module]
     layers: list[list[Layer]]
-    skipped: list[dict[str, Layer]]
+    skipped: list[dict[str, Dense]]
 
 
 def find_decoder(model: nn.Module) -> Decoder:
     """Find the decoder blocks and their linear layers.
 
     Raises:
-        ValueError: an encoder-decoder, no such blocks, experts of an unknown layout, shared or quantised weights.
+        ValueError: an encoder-decoder, adapters, quantised weights, no such blocks, much of whose weight is in no
+            known form, or no layer that can be pruned.
     """
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{type(model).__name__} is an encoder-decoder; only decoder-only language models are pruned")
+    refuse_adapters(model)
+    refuse_quantised(model)
     prefix, blocks = _largest_list(model)
-    layers, skipped = [], []
+    layers: list[list[Layer]] = []
+    skipped: list[dict[str, Dense]] = []
     for index, block in enumerate(blocks):
         name = f"{prefix}.{index}"
         experts = [known for inner, module in block.named_modules() if (known := adapt(_join(name, inner), module))]
-        _refuse_unknown_weights(name, block, experts)
+        dense = _other_weights(name, block, experts)
         routers = _routers(name, block, experts)
-        linears = list(_linear_layers(name, block))
-        layers.append([layer for layer in linears if layer.name not in routers] + list(_projections(experts)))
-        skipped.append({layer.name: layer for layer in linears if layer.name in routers})
-    _refuse_unusable_weights(layers)
+        found = list(_projections(experts))
+        for layer in _linear_layers(name, block):
+            reason = _ROUTER if layer.name in routers else why_dense(layer.name, layer.module)
+            if reason is None:
+                found.append(layer)
+            else:
+                dense[layer.name] = Dense(reason, _held(layer.module))
+        layers.append(found)
+        skipped.append(dense)
+    _leave_shared_weights(model, layers, skipped)
+    if not any(layers):
+        name, left = next(item for block in skipped for item in block.items())
+        raise ValueError(
+            f"{type(model).__name__} has no layer that can be pruned, for instance not {name}: {left.reason}"
+        )
     return Decoder(blocks, layers, skipped)
 
 
@@ -95,8 +125,13 @@ def _largest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
     if not found:
         raise ValueError(f"{type(model).__name__} has no list of decoder blocks with linear layers to prune")
     _, name, blocks = max(found, key=lambda entry: entry[0])
-    if len({id(block) for block in blocks}) < len(blocks):
-        raise ValueError(f"{name} lists the same block more than once; models with shared blocks are not supported")
+    seen: dict[int, int] = {}
+    for index, block in enumerate(blocks):
+        if seen.setdefault(id(block), index) != index:
+            raise ValueError(
+                f"{name} lists the same block at {seen[id(block)]} and at {index}; a block that runs more than once "
+                "for a token cannot be pruned"
+            )
     return name, blocks
 
 
@@ -130,7 +165,8 @@ def _routers(prefix: str, block: nn.Module, experts: list[Experts]) -> set[str]:
         parent = group.rpartition(".")[0]
         for layer in _linear_layers(prefix, block):
             beside = layer.name.startswith(f"{parent}.") and not layer.name.startswith(f"{group}.")
-            if beside and len(parent) >= len(prefix) and len(layer.weight) in (1, count):
+            weight = getattr(layer.module, "weight", None)
+            if beside and len(parent) >= len(prefix) and isinstance(weight, Tensor) and len(layer.weight) in (1, count):
                 found.add(layer.name)
     return found
 
@@ -139,33 +175,67 @@ def _holds_linear(module: nn.Module) -> bool:
     return any(is_linear(part) for part in module.modules())
 
 
-def _refuse_unknown_weights(prefix: str, block: nn.Module, experts: list[Experts]) -> None:
-    """Refuse a block in which much of the weight is held by something that is neither a linear layer nor known."""
+def _other_weights(prefix: str, block: nn.Module, experts: list[Experts]) -> dict[str, Dense]:
+    """The weights of a block beside linear layers, convolutions, embeddings and known experts.
+
+    Raises:
+        ValueError: they are much of the block, so that what would be pruned is not what was asked for.
+    """
     known = {id(parameter) for module in experts for parameter in module.holder().parameters(recurse=False)}
     total = sum(parameter.numel() for parameter in block.parameters())
+    found: dict[str, Dense] = {}
+    described: dict[str, str] = {}
+    spoken_of: set[str] = set()
     for name, module in block.named_modules():
-        if is_linear(module) or isinstance(module, nn.modules.conv._ConvNd):
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Embedding) or _belongs_to_linear(name, block):
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in known or parameter.dim() < 2:
+            if id(parameter) in known or parameter.dim() < 2 or min(parameter.shape) < 2:
                 continue
-            fused = parameter.dim() == 3 and min(parameter.shape) > 1
-            if fused or parameter.numel() > _LARGE * total:
-                raise ValueError(
-                    f"{_join(prefix, name)}.{own} ({' x '.join(map(str, parameter.shape))}) in "
-                    f"{type(module).__name__} is no linear layer, nor holds it experts in a known layout"
-                )
+            where, kind = _join(_join(prefix, name), own), type(module).__name__
+            routes = len(parameter) in {module.count for module in experts} and parameter.dim() == 2
+            reason = _ROUTER if routes else f"a parameter of {kind}, which is no linear layer"
+            found[where] = Dense(reason, parameter.numel())
+            spoken_of |= {where} if parameter.dim() > 2 or parameter.numel() > _SMALL * total else set()
+            described[where] = f"{where} ({' x '.join(map(str, parameter.shape))}) in {kind}"
+    if sum(left.weights for left in found.values()) > _LARGE * total:
+        largest = max(found, key=lambda name: found[name].weights)
+        raise ValueError(
+            f"{described[largest]} is no linear layer, nor holds it experts in a known layout, and such parameters are "
+            f"more than a fifth of {prefix}"
+        )
+    return {name: left for name, left in found.items() if name in spoken_of}
 
 
-def _refuse_unusable_weights(layers: list[list[Layer]]) -> None:
-    owner: dict[tuple[Any, ...], str] = {}
-    for layer in (layer for block in layers for layer in block):
-        weight = layer.weight
-        if not weight.is_floating_point() or weight.dim() != 2 or weight.element_size() < 2:
-            raise ValueError(
-                f"{layer.name} holds quantised weights ({weight.dtype}); load the model in a floating dtype"
-            )
-        place = weight.untyped_storage()._cdata, weight.storage_offset()
-        if place in owner:
-            raise ValueError(f"{layer.name} shares its weight with {owner[place]}; tied layers are not supported")
-        owner[place] = layer.name
+def _belongs_to_linear(name: str, block: nn.Module) -> bool:
+    """Whether a module is a linear layer or inside one, such as what computes its weight."""
+    parts = name.split(".") if name else []
+    return any(is_linear(block.get_submodule(".".join(parts[:end]))) for end in range(len(parts) + 1))
+
+
+def _held(module: nn.Module) -> int:
+    """The numbers in a linear layer's weight, computed or not."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor):
+        return weight.numel()
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if name != "bias")
+
+
+def _leave_shared_weights(model: nn.Module, layers: list[list[Layer]], skipped: list[dict[str, Dense]]) -> None:
+    """Move to ``skipped`` the layers whose weight another module, or the same one in another block, uses as well."""
+    of_layers = {layer.name: layer for block in layers for layer in block}
+    used = {id(layer.module) for layer in of_layers.values()}
+    others = [
+        (_join(name, own), parameter)
+        for name, module in model.named_modules()
+        if id(module) not in used
+        for own, parameter in module.named_parameters(recurse=False)
+    ]
+    alike = shared([(name, layer.weight) for name, layer in of_layers.items()] + others)
+    counted: set[int] = set()
+    for index, block in enumerate(layers):
+        for layer in [layer for layer in block if layer.name in alike]:
+            block.remove(layer)
+            weights = 0 if id(layer.module) in counted else layer.weight.numel()
+            counted.add(id(layer.module))
+            skipped[index][layer.name] = Dense(f"it shares its weight with {alike[layer.name]}", weights)

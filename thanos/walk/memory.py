@@ -6,7 +6,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +30,8 @@ class PeakMemory(TorchDispatchMode):
     Attributes:
         peak: the largest number of bytes alive at once.
     """
+
+    supports_higher_order_operators = True  # such as flex_attention
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -71,9 +73,27 @@ def bytes_per_sample(block: nn.Module, call: Call, hidden: Tensor) -> int:
     Args:
         hidden: (1, length, width), hidden states of one sample.
     """
-    with PeakMemory() as memory:
-        call(block, hidden)
+    try:
+        with PeakMemory() as memory:
+            call(block, hidden)
+    except Exception:  # torch.compile, which flex_attention uses, does not work beneath a mode
+        return _bytes_of_outputs(block, call, hidden) + hidden.nbytes
     return memory.peak + hidden.nbytes
+
+
+def _bytes_of_outputs(block: nn.Module, call: Call, hidden: Tensor) -> int:
+    """As if all that the block's innermost modules return were alive at once; a failure of the block is raised."""
+    sizes: list[int] = []
+
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        sizes.extend(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+    with ExitStack() as stack:
+        for module in block.modules():
+            if not any(True for _ in module.children()):
+                stack.callback(module.register_forward_hook(note).remove)
+        call(block, hidden)
+    return sum(sizes)
 
 
 def available_memory(device: torch.device) -> int:

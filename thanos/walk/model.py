@@ -22,8 +22,8 @@ from thanos.walk.memory import freed_memory_kept
 from thanos.walk.plan import make_plan, work_device
 from thanos.walk.walk import State, Walk
 
-_ROUTER = "it routes tokens to experts"
-_UNUSED = "no calibration token reached it, or its weight is used without calling it"
+_UNUSED = "no calibration token reached it"
+_BYPASSED = "its weight is used without calling the layer, so its input is not seen"
 
 
 def prune_model(
@@ -133,6 +133,7 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
     """The record of the finished walk."""
     plan, options = walk.plan, walk.options
     layers = [layer for block in decoder.layers for layer in block]
+    skipped = {name: left for block in decoder.skipped for name, left in block.items()}
     running = {layer.name for block in plan.decoder.layers for layer in block}
     return ModelReport(
         method=options.method,
@@ -142,9 +143,11 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
         options={**options.record(), "device": str(plan.device)},
         layers=list(state.reports.values()),
         excluded=[layer.name for layer in layers if layer.name not in walk.chosen],
-        dense={name: _ROUTER for block in decoder.skipped for name in block}
+        dense={name: left.reason for name, left in skipped.items()}
         | {
-            layer.name: _UNUSED if layer.name in running else "its block does not run"
+            layer.name: (_BYPASSED if layer.name in plan.bypassed else _UNUSED)
+            if layer.name in running
+            else "its block does not run"
             for layer in layers
             if layer.name in walk.chosen and layer.name not in state.reports
         },

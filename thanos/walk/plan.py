@@ -30,6 +30,7 @@ class Plan:
         passes: forwards per block.
         device: where blocks are worked on.
         memory_limit: bytes for activations, and for the Hessians of experts.
+        bypassed: the names of layers whose weight is used without calling them.
     """
 
     store: BlockStore
@@ -38,6 +39,7 @@ class Plan:
     passes: int
     device: torch.device
     memory_limit: int
+    bypassed: frozenset[str] = frozenset()
 
 
 def make_plan(
@@ -66,7 +68,7 @@ def make_plan(
             first, recorded = capture(part)
             hidden.append(first.to(device))
             calls.append(recorded)
-    return Plan(store, capture.decoder, calls, passes, device, limit), hidden
+    return Plan(store, capture.decoder, calls, passes, device, limit, frozenset(capture.bypassed)), hidden
 
 
 def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:

@@ -7,17 +7,19 @@ hidden states on, so each block's own masks and rotary tables are captured, and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
-from thanos.walk.decoder import Decoder
+from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.hessians import replaced_forward
+from thanos_kernels.errors import first_line
 
 _PROBE_TOKENS = 16
 _COMPARED = 8  # of the tensors alike that are kept
@@ -37,6 +39,8 @@ class Call:
         def place(value: Any) -> Any:
             if value is _HIDDEN:
                 return hidden
+            if isinstance(value, _Board):
+                return value.notes
             return value.to(hidden.device) if isinstance(value, Tensor) else value
 
         return hidden_states(block(*tree_map(place, self.args), **tree_map(place, self.kwargs)), hidden.shape)
@@ -49,6 +53,17 @@ def hidden_states(output: Any, shape: Sequence[int]) -> Tensor:
         if isinstance(value, Tensor) and value.is_floating_point() and value.shape == tuple(shape):
             return value
     raise ValueError("this model's blocks do not return hidden states of the shape they are given; it is not supported")
+
+
+@dataclass(frozen=True, eq=False)
+class _Board:
+    """A dictionary, empty at first, in which blocks leave each other notes, such as keys and values to share."""
+
+    notes: dict[Any, Any]
+
+
+def _is_board(value: Any) -> bool:
+    return isinstance(value, dict) and not value
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -66,6 +81,7 @@ class Capture:
 
     Attributes:
         decoder: the blocks that run, in their order.
+        bypassed: the names of layers whose weight is used without calling them.
 
     Raises:
         ValueError: the blocks are no simple chain, so they cannot be replayed one by one.
@@ -75,16 +91,25 @@ class Capture:
         self._model = model
         self._kept: dict[Any, list[Tensor]] = {}
         tokens = samples[:1, :_PROBE_TOKENS]
-        order, outputs, shape = _watch(model, decoder.blocks, tokens)
+        layers = [layer for block in decoder.layers for layer in block if layer.experts is None]
+        with _called(layers) as called:
+            runs = watch_blocks(model, decoder.blocks, tokens)
+        self.bypassed = _bypassed(model, [layer for layer in layers if layer.name not in called], tokens)
         parts = decoder.blocks, decoder.layers, decoder.skipped
-        self.decoder = Decoder(*([part[i] for i in order] for part in parts))  # type: ignore[arg-type]
-        self._templates = [_template(output, shape) for output in outputs]
-        hidden, calls = self(tokens)
-        for call, block in zip(calls, self.decoder.blocks, strict=True):
-            hidden = call(block, hidden)
-        expected = hidden_states(outputs[-1], shape)
+        self.decoder = Decoder(*([part[run.index] for run in runs] for part in parts))  # type: ignore[arg-type]
+        self._places = [run.place for run in runs]
+        self._templates = [_template(run.output, run.shape) for run in runs]
+        try:
+            hidden, calls = self(tokens)
+            for call, block in zip(calls, self.decoder.blocks, strict=True):
+                hidden = call(block, hidden)
+        except Exception as error:
+            raise _no_chain(model, f"cannot be run one by one ({type(error).__name__}: {first_line(error)})") from error
+        expected = hidden_states(runs[-1].output, runs[-1].shape)
         if not torch.allclose(hidden.float(), expected.float(), rtol=0.02, atol=1e-3, equal_nan=True):
-            raise _no_chain(model)
+            raise _no_chain(
+                model, "pass each other more than one tensor of hidden states, or it is changed between them"
+            )
         self._kept.clear()
 
     def __call__(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
@@ -95,21 +120,28 @@ class Capture:
         calls: list[Call] = []
         first: list[Tensor] = []
         same: dict[int, tuple[Tensor, Tensor]] = {}
+        boards: dict[int, _Board] = {}
 
         def keep(value: Any) -> Any:
+            if _is_board(value):
+                return boards.setdefault(id(value), _Board(value))
             if not isinstance(value, Tensor):
                 return value
             if id(value) not in same:  # the entry holds the tensor, so that its id stays its own
                 same[id(value)] = value, self._keep_once(value)
             return same[id(value)][1]
 
+        def kept(value: Any) -> Any:
+            return tree_map(keep, value, is_leaf=_is_board)
+
         def recorder(index: int) -> Callable[..., Any]:
             def record(*args: Any, **kwargs: Any) -> Any:
-                place, hidden = _find_hidden(self._model, args, kwargs, first[0].shape if first else tokens.shape)
+                place = self._places[index]
+                hidden = args[place] if isinstance(place, int) else kwargs[place]
                 if not first:
                     first.append(hidden)
-                given = [_HIDDEN if key == place else tree_map(keep, value) for key, value in enumerate(args)]
-                named = {key: _HIDDEN if key == place else tree_map(keep, value) for key, value in kwargs.items()}
+                given = [_HIDDEN if key == place else kept(value) for key, value in enumerate(args)]
+                named = {key: _HIDDEN if key == place else kept(value) for key, value in kwargs.items()}
                 calls.append(Call(tuple(given), named))
                 if index == len(self.decoder.blocks) - 1:
                     raise _Stopped
@@ -151,24 +183,45 @@ def _without_head(model: nn.Module) -> nn.Module:
     return body
 
 
-def _no_chain(model: nn.Module) -> ValueError:
-    return ValueError(
-        f"the blocks of {type(model).__name__} pass each other more than one tensor of hidden states; "
-        "this architecture is not supported"
-    )
+def _no_chain(model: nn.Module, what: str) -> NoChainError:
+    return NoChainError(f"the blocks of {type(model).__name__} {what}; this architecture is not supported")
 
 
-def _watch(model: nn.Module, blocks: list[nn.Module], tokens: Tensor) -> tuple[list[int], list[Any], torch.Size]:
-    """The order in which the blocks run, what each returns, and the shape of their hidden states."""
-    order: list[int] = []
-    outputs: list[Any] = []
-    shapes: list[torch.Size] = []
+class NoChainError(ValueError):
+    """The blocks of a model do not run one after the other, each on what the one before it returns."""
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """One block, run by its model.
+
+    Attributes:
+        index: of the block in the list that was given.
+        place: where its hidden states stand among its arguments: a position or a name.
+        shape: of its hidden states.
+        output: what it returned.
+    """
+
+    index: int
+    place: int | str
+    shape: torch.Size
+    output: Any
+
+
+def watch_blocks(model: nn.Module, blocks: list[nn.Module], tokens: Tensor) -> list[BlockRun]:
+    """Run the model on ``tokens`` (batch, length), and see how its blocks run, in their order.
+
+    Raises:
+        NoChainError: a block runs more than once, none runs, or they do not return what they are given.
+    """
+    runs: list[BlockRun] = []
 
     def watcher(index: int) -> Callable[..., None]:
         def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            order.append(index)
-            outputs.append(output)
-            shapes.append(_find_hidden(model, args, kwargs, tokens.shape)[1].shape)
+            if any(run.index == index for run in runs):
+                raise _no_chain(model, f"run more than once for a token, for instance block {index}")
+            place, shape = _find_hidden(model, args, kwargs, output)
+            runs.append(BlockRun(index, place, shape, output))
 
         return watch
 
@@ -176,22 +229,26 @@ def _watch(model: nn.Module, blocks: list[nn.Module], tokens: Tensor) -> tuple[l
         for index, block in enumerate(blocks):
             stack.callback(block.register_forward_hook(watcher(index), with_kwargs=True).remove)
         run_model(_without_head(model), tokens)
-    if not order or len(set(order)) < len(order) or len(set(shapes)) > 1:
-        raise _no_chain(model)
-    return order, outputs, shapes[0]
+    if not runs:
+        raise _no_chain(model, "do not run when the model does")
+    if len({run.shape for run in runs}) > 1:
+        shapes = " and ".join(" x ".join(map(str, shape)) for shape in dict.fromkeys(run.shape for run in runs))
+        raise _no_chain(model, f"pass hidden states of different shapes ({shapes})")
+    return runs
 
 
 def _find_hidden(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Sequence[int]
-) -> tuple[int | str, Tensor]:
-    """Where in a block's arguments the hidden states are: the first (batch, length, width) of floats."""
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> tuple[int | str, torch.Size]:
+    """Where in a block's arguments the hidden states are: the first of floats with the shape of something returned."""
     places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for place, value in places:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != 3:
+    for returned in output if isinstance(output, tuple | list) else (output,):
+        if not isinstance(returned, Tensor) or not returned.is_floating_point() or returned.dim() < 3:
             continue
-        if value.shape[: len(shape)] == tuple(shape):
-            return place, value
-    raise _no_chain(model)
+        for place, value in places:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.shape == returned.shape:
+                return place, value.shape
+    raise _no_chain(model, "do not return hidden states of the shape that they are given")
 
 
 def _template(output: Any, shape: Sequence[int]) -> Any:
@@ -200,3 +257,41 @@ def _template(output: Any, shape: Sequence[int]) -> Any:
     if isinstance(output, Tensor):
         return _HIDDEN
     return type(output)(_HIDDEN if value is hidden else None for value in output)
+
+
+class _Uses(TorchFunctionMode):
+    """Within its body, notes which of some tensors a function is given.
+
+    Attributes:
+        used: their identities.
+    """
+
+    def __init__(self, tensors: set[int]) -> None:
+        super().__init__()
+        self._tensors = tensors
+        self.used: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.used |= {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)} & self._tensors
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _called(layers: Sequence[Layer]) -> Iterator[set[str]]:
+    """The names of the layers that were called while the body ran."""
+    called: set[str] = set()
+    with ExitStack() as stack:
+        for layer in layers:
+            hook = layer.module.register_forward_pre_hook(lambda *_, name=layer.name: called.add(name))
+            stack.callback(hook.remove)
+        yield called
+
+
+def _bypassed(model: nn.Module, layers: Sequence[Layer], tokens: Tensor) -> set[str]:
+    """Which of the layers, none of them called, have a weight that the model uses all the same; by name."""
+    if not layers:
+        return set()
+    weights = {id(layer.module.weight): layer.name for layer in layers}
+    with _Uses(set(weights)) as mode:
+        run_model(_without_head(model), tokens)
+    return {weights[used] for used in mode.used}
