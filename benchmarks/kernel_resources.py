@@ -202,9 +202,12 @@ def _cell(forms: list[Resources]) -> str:
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Compilations at a time.")
 @click.option("--only", default="", help="Compile the kernels whose name holds this.")
-def main(as_json: bool, as_markdown: bool, workers: int, only: str) -> None:
+@click.option(
+    "--chip", "chips", multiple=True, type=click.Choice(list(SHARED)), help="Compile for this; may be repeated."
+)
+def main(as_json: bool, as_markdown: bool, workers: int, only: str, chips: tuple[str, ...]) -> None:
     os.environ.pop("TRITON_INTERPRET", None)
-    launches = [one for chip in SHARED for made in recorded(chip).values() for one in made if only in one.name]
+    launches = [one for chip in chips or SHARED for made in recorded(chip).values() for one in made if only in one.name]
     results = measure_all(launches, workers)
     if as_json:
         click.echo(json.dumps([asdict(one) for one in results], indent=1))

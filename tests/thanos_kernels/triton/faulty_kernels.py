@@ -14,9 +14,8 @@ def method_of_a_number(out, number):
 
 @triton.jit
 def too_large(out):
-    """Holds 16384 floats, which are alive at once, in the registers of 32 threads."""
-    lane = tl.arange(0, 128)
-    a = tl.load(out + lane[:, None] * 128 + lane[None, :])
-    for _ in range(8):
-        a = a + tl.sum(a, 0)[None, :] * tl.sum(a, 1)[:, None]
-    tl.store(out + lane[:, None] * 128 + lane[None, :], a)
+    """Holds 8192 floats, and what they become, in the registers of 32 threads."""
+    row, column = tl.arange(0, 64), tl.arange(0, 128)
+    place = out + row[:, None] * 128 + column[None, :]
+    a = tl.load(place)
+    tl.store(place, a + tl.sum(a, 0)[None, :] * tl.sum(a, 1)[:, None])

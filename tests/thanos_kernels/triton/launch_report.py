@@ -1,4 +1,4 @@
-"""Records and compiles the launches of all operations and of the engine; prints what was found as JSON.
+"""Records and compiles the launches of all operations and of the engine for the chips named; prints a report as JSON.
 
 A program of its own: the interpreter, which the tests run kernels in, must be off.
 """
@@ -108,8 +108,8 @@ def described(launch: recorder.Launch) -> dict[str, Any]:
 
 
 def main() -> None:
-    operations = {chip: kernel_resources.recorded(chip) for chip in recorder.CHIPS}
-    pruning = {chip: engine(chip) for chip in recorder.CHIPS}
+    operations = {chip: kernel_resources.recorded(chip) for chip in sys.argv[1:]}
+    pruning = {chip: engine(chip) for chip in operations}
     of_operations = [one for by_name in operations.values() for made in by_name.values() for one in made]
     of_the_engine = [one for by_name in pruning.values() for made in by_name.values() for one in made]
     number = {one: index for index, one in enumerate(dict.fromkeys(of_operations + of_the_engine))}

@@ -18,7 +18,12 @@ from thanos_kernels import triton as backend
 from thanos_kernels.triton import hessian, row_solve, row_solve_blocked, sweep
 
 ROOT = Path(__file__).parents[3]
-CHIPS = ["sm_80", "sm_90", "sm_100", "gfx942"]
+VERSION = backend.version() or (0,)
+# Triton 3.4 links AMD's code with the linker of ROCm; later ones bring their own.
+LINKS_AMD = VERSION >= (3, 5) or Path("/opt/rocm/llvm/bin/ld.lld").exists()
+# What is pinned; the compilers of Triton 3.4 and 3.5 spill here and there.
+SPARES_REGISTERS = VERSION >= (3, 9)
+CHIPS = ["sm_80", "sm_90", "sm_100", *(["gfx942"] if LINKS_AMD else [])]
 KERNELS = {
     "row_solve": {"row_solve.plan", "row_solve.pairs", "row_solve_blocked.blocked"},
     "select_smallest": {"select.exponents", "select.mantissas", "select.ties", "select.residual_mask"},
@@ -46,7 +51,7 @@ def told_by(folder: Path, *arguments: str) -> Any:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found: dict[str, Any] = told_by(tmp_path_factory.mktemp("triton"), "-m", "launch_report")
+    found: dict[str, Any] = told_by(tmp_path_factory.mktemp("triton"), "-m", "launch_report", *CHIPS)
     return found
 
 
@@ -58,7 +63,8 @@ def made_by(report: dict[str, Any], operation: str, chip: str) -> list[dict[str,
 @pytest.mark.parametrize("chip", CHIPS)
 def test_every_launch_compiles_fits_and_spills_nothing(report: dict[str, Any], chip: str) -> None:
     mine = [one for one in report["launches"] if one["chip"] == chip]
-    assert [f"{one['kernel']} ({one['form']}): {one['problem']}" for one in mine if one["problem"]] == []
+    problems = [f"{one['kernel']} ({one['form']}): {one['problem']}" for one in mine if one["problem"]]
+    assert [one for one in problems if SPARES_REGISTERS or "spills" not in one] == []
     assert all(one["binary"] > 1000 and one["registers"] > 0 for one in mine)
     assert len(mine) > 80
 
@@ -150,7 +156,7 @@ def test_the_table_in_the_docs_is_of_these_launches(report: dict[str, Any]) -> N
     )
     of_version = re.search(r"with Triton (\d+\.\d+\.\d+)", text)
     assert of_version is not None
-    if of_version[1] == triton.__version__:
+    if of_version[1] == triton.__version__ and LINKS_AMD:
         assert table in text
     else:
         assert [line.split("|")[1] for line in table.splitlines()] == re.findall(
