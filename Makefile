@@ -1,17 +1,23 @@
-# make test | demo | bench | report | lint | clean
+# make test | test-oldest | demo | bench | report | lint | clean
+# PYTHON=python3.12 VENV=.venv-3.12 takes another Python, in an environment of its own.
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 RUN = $(VENV)/bin/python
-INSTALL = $(VENV)/bin/pip --disable-pip-version-check install --quiet --no-compile
+# For builds of PyTorch without a GPU; those for CUDA bring the Triton that they need.
+TRITON = triton==3.9.0; platform_system == 'Linux' and platform_machine == 'x86_64'
+# The constraints hold for the environment that the extension is built in, too.
+INSTALL = PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
+	$(VENV)/bin/pip --disable-pip-version-check install --quiet --no-compile
 
 # Installed in place, so that what is tested is this tree. Anew whenever what is built or required changes. The demo
 # alone needs less: a minute of a first run.
 INSTALLED = $(VENV)/.installed
 FOR_DEMO = $(or $(wildcard $(INSTALLED)),$(VENV)/.installed-for-demo)
-SOURCES = pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+SOURCES = pyproject.toml setup.py thanos_kernels/extension.py $(CONSTRAINTS) $(wildcard csrc/*)
 
-.PHONY: install test lint bench bench-gpu report demo clean
+.PHONY: install test test-oldest pytest lint bench bench-gpu report demo clean
 
 install: $(INSTALLED)
 
@@ -21,17 +27,25 @@ $(VENV)/bin/python:
 $(INSTALLED): EXTRAS = eval,gguf,guided,report,test
 $(VENV)/.installed-for-demo: EXTRAS = gguf
 $(INSTALLED) $(VENV)/.installed-for-demo: $(VENV)/bin/python $(SOURCES)
-	$(INSTALL) -c constraints.txt torch
-	$(INSTALL) -c constraints.txt --editable '.[$(EXTRAS)]'
+	$(INSTALL) torch setuptools pybind11 ninja
+	$(VENV)/bin/pip show --quiet triton 2> /dev/null || $(INSTALL) "$(TRITON)"
+	$(INSTALL) --editable '.[$(EXTRAS)]'
 	touch $@
 
 # What the last Transformers before version 5 makes of a pruned model is tested too; it lies beside the other packages.
 OLDER = $(VENV)/transformers-4
 $(OLDER): $(INSTALLED)
-	$(INSTALL) --target $@ --no-deps transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2
+	$(VENV)/bin/pip --disable-pip-version-check install --quiet --upgrade --target $@ --no-deps \
+		transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2
 
-test: $(INSTALLED) $(OLDER) lint
+test: lint $(OLDER) pytest
+
+pytest: $(INSTALLED)
 	$(RUN) -m pytest
+
+# With the oldest versions that pyproject.toml claims. Takes several GB: PyTorch's old builds for Linux are for CUDA.
+test-oldest:
+	$(MAKE) pytest VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -61,5 +75,5 @@ demo: $(FOR_DEMO)
 	$(RUN) -m benchmarks.demo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f thanos_kernels/_C*.so
