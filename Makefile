@@ -18,7 +18,7 @@ install: $(INSTALLED)
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): EXTRAS = eval,gguf,report,test
+$(INSTALLED): EXTRAS = eval,gguf,guided,report,test
 $(VENV)/.installed-for-demo: EXTRAS = gguf
 $(INSTALLED) $(VENV)/.installed-for-demo: $(VENV)/bin/python $(SOURCES)
 	$(INSTALL) -c constraints.txt torch

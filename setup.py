@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -108,13 +109,15 @@ def ninja_file(compiler: list[str], output: Path) -> str:
     tiers = find_tiers(compiler)
     includes = ["-I" + sysconfig.get_path("include"), "-I" + pybind11.get_include()]
     names = "".join(f"TIER({name})" for name in tiers)
+    interface = runpy.run_path(str(CSRC.parent / "thanos_kernels" / "extension.py"))["interface"]()
+    defines = [f"'-DTHANOS_TIERS={names}'", f"'-DTHANOS_INTERFACE=\"{interface}\"'"]
     nvcc = find_nvcc()
     if nvcc:
         includes.append("-DTHANOS_CUDA")
     strict = os.environ.get("THANOS_WERROR", "0") not in ("", "0")
     objects = {}
     for source in COMMON:
-        objects[f"{Path(source).stem}.o"] = (source, [*includes, f"'-DTHANOS_TIERS={names}'"])
+        objects[f"{Path(source).stem}.o"] = (source, [*includes, *defines])
     for tier, flags in tiers.items():
         for source in KERNELS:
             objects[f"{Path(source).stem}.{tier}.o"] = (source, [*flags, f"-DTHANOS_ISA={tier}"])

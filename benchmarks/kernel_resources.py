@@ -182,7 +182,8 @@ def markdown(results: Iterable[Resources]) -> str:
     for one in results:
         cells.setdefault(one.kernel, {}).setdefault(one.chip, []).append(one)
     lines = ["| kernel | " + " | ".join(SHARED) + " |", "|---" * (len(SHARED) + 1) + "|"]
-    for kernel, row in cells.items():
+    names = list(dict.fromkeys(kernel.partition("[")[0] for kernel in cells))
+    for kernel, row in sorted(cells.items(), key=lambda item: names.index(item[0].partition("[")[0])):
         lines.append(f"| {kernel} | " + " | ".join(_cell(row.get(chip, [])) for chip in SHARED) + " |")
     return "\n".join(lines)
 

@@ -98,6 +98,7 @@ void bind(py::module_& module, const char* name, void (*Kernels::*kernel)(Argume
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "C++ kernels; arguments are unchecked addresses: call them through thanos_kernels.ops";
+    module.attr("interface") = THANOS_INTERFACE;  // thanos_kernels/extension.py says what of
     module.def("isa", [] { return thanos::active.load()->name; }, "The instruction set in use.");
     module.def("isas", &thanos::supported_names, "The instruction sets this machine can use, best first.");
     module.def("use_isa", &thanos::use_isa, "Use this instruction set; ValueError if the machine lacks it.");

@@ -110,3 +110,44 @@ def least_squares(weight: Tensor, hessian: Tensor, mask: Tensor, damping: float 
         kept = (~mask[i]).nonzero()[:, 0]
         best[i, kept] = torch.linalg.solve(full[kept][:, kept], full[kept] @ weight[i])
     return best
+
+
+def admm(
+    weight: Tensor,
+    start: Tensor,
+    mask: Tensor,
+    hessian: Tensor,
+    *,
+    n_of_m: tuple[int, int] | None,
+    rho: float,
+    stages: int,
+    rounds: int,
+    growth: tuple[float, float, float],
+    damping: float = 0.01,
+) -> Tensor:
+    """The mask after ``stages`` of ADMM with B, Z and u as the textbook has them; None: the layer keeps its count."""
+    full = damped(hessian, damping)
+    n = full.diagonal().sqrt()
+    a, b0, z, (rows, columns) = full / n / n[:, None], weight * n, start * n, weight.shape
+    u, kept, count = torch.zeros_like(z), int((~mask).sum()), int(mask.sum())
+    for _ in range(stages):
+        before = mask
+        for _ in range(rounds):
+            b = torch.linalg.solve(a + rho * torch.eye(columns).to(a), (b0 @ a + rho * (z - u)).T).T
+            scores = (b + u).abs()
+            mask = torch.zeros_like(mask)
+            if n_of_m is None:
+                for k in smallest(scores.flatten().tolist(), count):
+                    mask[k // columns, k % columns] = True
+            else:
+                for i in range(rows):
+                    for g in range(0, columns, n_of_m[1]):
+                        mask[i, [g + k for k in smallest(scores[i, g : g + n_of_m[1]].tolist(), n_of_m[0])]] = True
+            z = (b + u).masked_fill(mask, 0)
+            u = u + b - z
+        share = int((before & ~mask).sum()) / kept
+        if share == 0:
+            break
+        factor = growth[0] if share > 0.1 else growth[1] if share > 0.005 else growth[2]
+        rho, u = rho * factor, u / factor
+    return mask

@@ -16,6 +16,7 @@ FLOORS = [
     {"walk"},
     {"scoring", "allocate"},
     {"compact", "shrink"},
+    {"loading"},
     {"commands"},
     {"prune", "evaluate", "pack", "unpack", "doctor", "bench_inference", "recover"},
 ]

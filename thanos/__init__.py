@@ -6,43 +6,59 @@ from typing import TYPE_CHECKING, Any
 from thanos.engine.factor import Factor, factorise
 from thanos.engine.layer import PrunedWeight, prune_group, prune_weight
 from thanos.options import Options
-from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
+from thanos.pattern import (
+    Axis,
+    Pattern,
+    SemiStructured,
+    Shrink,
+    Structured,
+    Unstructured,
+    parse_any_pattern,
+    parse_pattern,
+)
 
 if TYPE_CHECKING:
-    from thanos.compact import load, pack, unpack
+    from thanos.compact import pack, unpack
+    from thanos.loading import load
     from thanos.scoring.perplexity import perplexity
     from thanos.scoring.zeroshot import zero_shot
+    from thanos.shrink import shrink_model
     from thanos.text import load_samples
     from thanos.walk.model import prune_model
 
 __all__ = [
+    "Axis",
     "Factor",
     "Options",
     "Pattern",
     "PrunedWeight",
     "SemiStructured",
+    "Shrink",
     "Structured",
     "Unstructured",
     "factorise",
     "load",
     "load_samples",
     "pack",
+    "parse_any_pattern",
     "parse_pattern",
     "perplexity",
     "prune_group",
     "prune_model",
     "prune_weight",
+    "shrink_model",
     "unpack",
     "zero_shot",
 ]
 
 # What needs transformers, whose import takes seconds, is imported when it is first asked for.
 _LATER = {
-    "load": "thanos.compact",
+    "load": "thanos.loading",
     "load_samples": "thanos.text",
     "pack": "thanos.compact",
     "perplexity": "thanos.scoring.perplexity",
     "prune_model": "thanos.walk.model",
+    "shrink_model": "thanos.shrink",
     "unpack": "thanos.compact",
     "zero_shot": "thanos.scoring.zeroshot",
 }

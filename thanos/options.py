@@ -146,6 +146,10 @@ class WalkOptions(Options):
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{self.device!r} is no device: {first_line(error)}") from None
 
+    def arguments(self) -> dict[str, Any]:
+        """All options by name, as :func:`thanos.prune_model` takes them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def record(self) -> dict[str, Any]:
         """All options but pattern and method as plain values, for a report."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

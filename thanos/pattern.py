@@ -1,4 +1,4 @@
-"""What to remove: a share of all weights, n of every m, or whole columns."""
+"""What to remove: a share of all weights, n of every m, whole columns, or channels, heads, blocks and experts."""
 
 from __future__ import annotations
 
@@ -93,6 +93,76 @@ class Structured:
             )
 
 
+IMPORTANCES = ("obs", "wanda", "magnitude", "fisher", "forward")
+"""What decides which channels and heads of a smaller model go."""
+
+AXES = ("channels", "heads", "kv-heads", "depth", "experts")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How much to remove of one axis of a model's shape.
+
+    Attributes:
+        name: ``channels`` (of each block's feed-forward), ``heads`` (query heads of each block), ``kv-heads`` (key and
+            value heads with the query heads that they serve), ``depth`` (blocks) or ``experts`` (of each mixture).
+        share: of what there is, above 0 and below 1; None where ``count`` says how many.
+        count: how many to remove, at least 1; None where ``share`` says it.
+        sets: with ``depth``: how many sets of blocks, one for each kind of input; None removes one set for good.
+    """
+
+    name: str
+    share: float | None = None
+    count: int | None = None
+    sets: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in AXES:
+            raise ValueError(f"{self.name!r} is none of {', '.join(AXES)}")
+        if (self.share is None) == (self.count is None):
+            raise ValueError(f"{self.name} takes either a share or a count")
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(f"the share of {self.name} must be above 0 and less than 1, not {self.share:g}")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"the number of {self.name} to remove must be at least 1, not {self.count}")
+        if self.sets is not None and self.name != "depth":
+            raise ValueError(f"only depth can follow the input (@{self.sets}), not {self.name}")
+        if self.sets is not None and self.sets < 2:
+            raise ValueError(f"depth that follows the input needs at least 2 sets of blocks, not {self.sets}")
+
+    def __str__(self) -> str:
+        amount = str(self.count) if self.share is None else repr(float(self.share))
+        return f"{self.name}:{amount}" + (f"@{self.sets}" if self.sets else "")
+
+    def of(self, total: int) -> Fraction:
+        """How many of ``total`` were asked to go, before rounding."""
+        return Fraction(self.count) if self.share is None else _exact(self.share) * total  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Make the model itself smaller, along one axis or several."""
+
+    axes: tuple[Axis, ...]
+
+    def __post_init__(self) -> None:
+        names = [axis.name for axis in self.axes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"pattern {self} names {name} twice; add the shares up")
+        if "heads" in names and "kv-heads" in names:
+            raise ValueError(f"pattern {self} names both heads and kv-heads; take one of them")
+        if len(names) > 1 and any(axis.sets for axis in self.axes):
+            raise ValueError(f"pattern {self}: depth that follows the input keeps the whole model, so it stands alone")
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.axes))
+
+    def axis(self, name: str) -> Axis | None:
+        """The axis of that name, if it is to be cut."""
+        return next((axis for axis in self.axes if axis.name == name), None)
+
+
 Pattern = Unstructured | SemiStructured | Structured
 
 _NUMBER = r"(\d+\.?\d*|\.\d+)(e-?\d+)?(%?)"
@@ -104,6 +174,20 @@ def parse_pattern(text: str) -> Pattern:
     Raises:
         ValueError: the text is none of these, or its numbers are out of range.
     """
+    parsed = parse_any_pattern(text)
+    if isinstance(parsed, Shrink):
+        raise ValueError(
+            f"pattern {text!r} makes a smaller model: thanos.shrink_model and python -m thanos.prune take it"
+        )
+    return parsed
+
+
+def parse_any_pattern(text: str) -> Pattern | Shrink:
+    """Read what :func:`parse_pattern` reads, or ``"channels:0.25"``, ``"heads:25%"``, ``"depth:6"``, and sums by ``+``.
+
+    Raises:
+        ValueError: as :func:`parse_pattern`, or an axis is named twice.
+    """
     clean = text.strip().lower()
     if match := re.fullmatch(r"(\d+):(\d+)", clean):
         return SemiStructured(int(match[1]), int(match[2]))
@@ -111,7 +195,23 @@ def parse_pattern(text: str) -> Pattern:
         number = Fraction(match[2] + (match[3] or "")) / (100 if match[4] else 1)
         structured = clean.startswith("structured:")
         return Structured(float(number)) if structured else Unstructured(float(number))
-    raise ValueError(f"pattern {text!r} is none of 0.5, 50%, 2:4, structured:0.3")
+    if clean.startswith(tuple(f"{name}:" for name in AXES)) or "+" in clean:
+        return Shrink(tuple(_parse_axis(part.strip(), text) for part in clean.split("+")))
+    raise ValueError(f"pattern {text!r} is none of 0.5, 50%, 2:4, structured:0.3, channels:0.25, heads:0.25, depth:6")
+
+
+def _parse_axis(part: str, text: str) -> Axis:
+    """One summand: ``name:share``, ``name:count``, with ``@sets`` for depth."""
+    match = re.fullmatch(rf"([a-z-]+):(?:{_NUMBER})(?:@(\d+))?", part)
+    if not match or match[1] not in AXES:
+        raise ValueError(
+            f"pattern {text!r}: {part!r} is none of channels:0.25, heads:0.25, kv-heads:1, depth:6, experts:0.5"
+        )
+    name, digits, exponent, percent, sets = match.groups()
+    many = int(sets) if sets else None
+    if digits.isdigit() and not exponent and not percent and int(digits) > 0:
+        return Axis(name, count=int(digits), sets=many)
+    return Axis(name, share=float(Fraction(digits + (exponent or "")) / (100 if percent else 1)), sets=many)
 
 
 def read_pattern(value: Any) -> Pattern:

@@ -27,8 +27,11 @@ from thanos.commands.cli import (
 )
 from thanos.commands.quiet import silence_libraries
 from thanos.options import EXPERTS, METHODS, METRICS, WalkOptions
-from thanos.pattern import parse_pattern
+from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos_kernels import BACKENDS
+
+_OF_WEIGHTS = ("method", "metric", "block_size", "outlier_fraction", "passes", "memory_limit", "experts", "exclude")
+_OF_SHAPES = ("importance", "multiple")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,22 @@ class _Run:
     overwrite: bool
 
 
+@dataclass(frozen=True)
+class SmallerModel:
+    """How a model is made smaller: the arguments of :func:`thanos.shrink_model`."""
+
+    pattern: Shrink
+    importance: str
+    multiple: int
+    damping: float
+    batch_size: int | None
+    backend: str
+    device: Any
+
+    def arguments(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
 def _default(name: str) -> Any:
     """The default of an option of the walk."""
     return next(field.default for field in dataclasses.fields(WalkOptions) if field.name == name)
@@ -63,8 +82,21 @@ def _default(name: str) -> Any:
 @click.option(
     "--pattern",
     default="0.5",
-    callback=parsed(parse_pattern),
-    help="What to remove: a share of the weights (0.5 or 50%), n of every m (2:4), or whole columns (structured:0.3).",
+    callback=parsed(parse_any_pattern),
+    help="What to remove: a share of the weights (0.5 or 50%), n of every m (2:4), whole columns (structured:0.3), or "
+    "for a smaller model channels:0.25, heads:0.25, kv-heads:1, depth:6, experts:0.5 and sums of them with +.",
+)
+@click.option(
+    "--importance",
+    default="obs",
+    type=click.Choice(list(IMPORTANCES)),
+    help="Which channels and heads of a smaller model go.",
+)
+@click.option(
+    "--multiple",
+    default=64,
+    type=click.IntRange(min=1),
+    help="Widths of a smaller model are rounded to a multiple of it; 256 suits llama.cpp's K-quants.",
 )
 @click.option("--method", default=_default("method"), type=click.Choice(METHODS), help="How to choose and compensate.")
 @click.option("--metric", type=click.Choice(METRICS), help="What Thanos chooses its mask by.  [default: wanda]")
@@ -134,9 +166,21 @@ def main(context: click.Context, /, **options: Any) -> None:
       python -m thanos.prune gpt2 --output ./gpt2-24 --pattern 2:4 --evaluate wikitext2
     """
     own = {field.name: options.pop(field.name) for field in dataclasses.fields(_Run)}
+    given = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     default_length = context.get_parameter_source("sequence_length") is ParameterSource.DEFAULT
     options["device"] = default_device(options["device"])
-    _run(_Run(**own), _walk_options(options), default_length, Console())
+    _run(_Run(**own), _job(options, given), default_length, Console())
+
+
+def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel:
+    """What is to be done to the model; options that do not belong to the pattern are refused."""
+    smaller = isinstance(options["pattern"], Shrink)
+    for name in _OF_WEIGHTS if smaller else _OF_SHAPES:
+        if name in given:
+            raise click.UsageError(f"--{name.replace('_', '-')} is no option of the pattern {options['pattern']}")
+    if smaller:
+        return SmallerModel(**{name: value for name, value in options.items() if name not in _OF_WEIGHTS})
+    return _walk_options({name: value for name, value in options.items() if name not in _OF_SHAPES})
 
 
 def _walk_options(options: dict[str, Any]) -> WalkOptions:
@@ -149,7 +193,7 @@ def _walk_options(options: dict[str, Any]) -> WalkOptions:
         raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
 
 
-def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console) -> None:
+def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, console: Console) -> None:
     """Read, prune and write; what is cheap to refuse comes first."""
     silence_libraries()
     from thanos import checkpoint
@@ -157,6 +201,7 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import score_windows
     from thanos.scoring.windows import load_windows
+    from thanos.shrink import ShrinkPlan
     from thanos.text import load_samples
     from thanos.walk.model import prune_model, pruned_parameters
 
@@ -181,16 +226,24 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     def score(name: str) -> None:
         if text is None:
             return
-        model.to(options.device)
+        model.to(job.device)
         with display(console) as shown:
             value = score_windows(model, text, progress=shown.window_scored)
         say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
         scores.update({name: value, "source": run.evaluate, **text.record()})
 
+    plan = sets = None
+    if isinstance(job, SmallerModel):
+        plan = ShrinkPlan(model, samples.tokens, **job.arguments())
+        for sentence in plan.became:
+            say(sentence)
     score("dense")
     with display(console) as shown:
-        walk = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-        report = prune_model(model, samples.tokens, **walk, progress=shown.layer_pruned)
+        if plan is not None:
+            shrunk = plan.run(shown.layer_pruned)
+            model, report, sets = shrunk.model, shrunk.report, shrunk.sets
+        else:
+            report = prune_model(model, samples.tokens, **job.arguments(), progress=shown.layer_pruned)
     score("pruned")
     report = dataclasses.replace(
         report,
@@ -199,8 +252,13 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
         perplexity=scores,
     )
     with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
-        checkpoint.save_pruned(model, tokenizer, source, pruned_parameters(model, report), folder)
+        if plan is not None and sets is None:
+            checkpoint.save_smaller(model, tokenizer, source, folder)
+        else:
+            checkpoint.save_pruned(model, tokenizer, source, pruned_parameters(model, report), folder)
         report.write(folder)
+        if sets is not None:
+            sets.write(folder)
     print_summary(report, console)
     say(f"saved in {run.output}")
 

@@ -1,15 +1,12 @@
 """The operations of the pruning engine, on tensors: each in plain PyTorch, in C++ for the CPU, in Triton for GPUs."""
 
+from thanos_kernels.damping import MAX_DAMPING, damp, damped_diagonal, damping_schedule
 from thanos_kernels.dispatch import BACKENDS, backends
-from thanos_kernels.linalg import empty_aligned
+from thanos_kernels.linalg import bfloat16_pays, empty_aligned
 from thanos_kernels.ops import (
-    MAX_DAMPING,
     accumulate_hessian,
     column_sweep,
     column_sweep_n_of_m,
-    damp,
-    damped_diagonal,
-    damping_schedule,
     eliminate,
     inverse_factor,
     inverse_factor_ex,
@@ -30,6 +27,7 @@ __all__ = [
     "Packed24",
     "accumulate_hessian",
     "backends",
+    "bfloat16_pays",
     "column_sweep",
     "column_sweep_n_of_m",
     "damp",

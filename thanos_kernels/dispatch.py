@@ -53,11 +53,9 @@ def choose(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> tu
         return "library", "products of PyTorch"
     device = tensors[0].device.type
     if device == "cpu":
-        if not native.available():
-            return "reference", "the C++ extension is not built"
-        if native.takes(operation, *tensors):
-            return "native", "CPU tensors"
-        return "reference", "no native kernel for this operation and dtype"
+        if not native.takes(operation, *tensors):
+            return "reference", "no native kernel for this operation and dtype"
+        return ("native", "CPU tensors") if native.available() else ("reference", native.ABSENCE)
     if device != "cuda":
         return "reference", f"no kernels for {device}"
     problem = triton.refusal(operation, *tensors, group=group)
@@ -70,6 +68,8 @@ def choose(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> tu
 def implementation(operation: str, backend: str, *tensors: Tensor, group: int = 1) -> Callable[..., Any]:
     """The function that runs ``operation``; what a backend has no kernel for is done by the library's products."""
     chosen, _ = choose(operation, backend, *tensors, group=group)
+    if chosen == "reference" and backend == "auto" and native.takes(operation, *tensors):
+        native.ready(tensors[0])  # which says that it is missing, where it is
     if chosen == "native" and hasattr(native, operation):
         return _function(native, operation)
     if chosen == "triton" and operation in triton.OPERATIONS:

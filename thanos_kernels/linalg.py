@@ -143,7 +143,7 @@ def outlier_rows(weights: Tensor, hessian: Tensor, count: int) -> Tensor:
     deviation of about ``2^-9 (h + d)``, d = sum_j w_j^2 H_jj, since ``|H_jk| <= sqrt(H_jj H_kk)`` and
     ``|(H w)_j| <= sqrt(H_jj h)``. A row is in doubt within ``2^-5 (h + d)``, sixteen times that.
     """
-    if not 0 < count < len(weights) or not _bfloat16_pays(weights):
+    if not 0 < count < len(weights) or not bfloat16_pays(weights):
         return reference.largest(row_energy(weights, hessian), count)
     energy = row_energy(weights.bfloat16(), hessian.bfloat16())
     margin = (energy + weights.square() @ hessian.diagonal()) * 2**-5
@@ -155,6 +155,7 @@ def outlier_rows(weights: Tensor, hessian: Tensor, count: int) -> Tensor:
     return outlier
 
 
-def _bfloat16_pays(weights: Tensor) -> bool:
+def bfloat16_pays(weights: Tensor) -> bool:
+    """Whether products of these weights (c, b) are much faster in bfloat16 than in their own dtype."""
     wide = weights.shape[1] >= _WIDE and weights.dtype == torch.float32
     return wide and weights.device.type == "cpu" and native.multiplies_bfloat16()

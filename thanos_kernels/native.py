@@ -1,30 +1,54 @@
 """The C++ backend for CPU tensors: ``csrc/`` behind the interface of ``reference.py``.
 
-The environment variable THANOS_ISA (avx512bf16, avx512, avx2 or portable) forces an instruction set below the best.
+The environment variable THANOS_ISA (avx512bf16, avx512, avx2 or portable) forces an instruction set below the best;
+THANOS_NO_EXTENSION=1 does without the extension.
 """
 
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if find_spec("thanos_kernels._C") is not None:
+from thanos_kernels import extension
+
+if TYPE_CHECKING:
     from thanos_kernels import _C as _C
 
-    if "THANOS_ISA" in os.environ:
-        _C.use_isa(os.environ["THANOS_ISA"])
-else:  # a pure-PyTorch install
-    _C = None  # type: ignore[assignment]
+    ABSENCE: str
+else:
+    _C, ABSENCE = extension.load()
+if _C is not None and "THANOS_ISA" in os.environ:
+    _C.use_isa(os.environ["THANOS_ISA"])
 
 _INPUT_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as csrc/hessian.cpp numbers them
 
 
 def available() -> bool:
-    """Whether the extension was built."""
+    """Whether the extension is there, and built from these sources for this Python; ABSENCE says why not."""
     return _C is not None
+
+
+def ready(tensor: Tensor) -> bool:
+    """Whether the extension can work where this tensor is; if only its absence is in the way, that is said."""
+    if tensor.device.type == "cpu" and _C is None and not torch.compiler.is_compiling():
+        _say_absence()
+    return tensor.device.type == "cpu" and _C is not None
+
+
+@cache  # once a process
+def _say_absence() -> None:
+    if not extension.unwanted():
+        warnings.warn(
+            f"{ABSENCE}, so everything on the CPU runs in plain PyTorch, many times slower; {extension.REMEDY}. "
+            "THANOS_NO_EXTENSION=1 in the environment silences this",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def multiplies_bfloat16() -> bool:
@@ -40,7 +64,7 @@ def takes(operation: str, *tensors: Tensor) -> bool:
 def require(operation: str, *tensors: Tensor) -> None:
     """Refuse what the native backend cannot run, with the reason."""
     if not available():
-        raise RuntimeError("backend='native' needs the C++ extension: reinstall the package where there is a compiler")
+        raise RuntimeError(f"backend='native' needs the C++ extension, but {ABSENCE}; {extension.REMEDY}")
     if tensors[0].device.type != "cpu":
         raise ValueError(f"backend='native' runs on CPU tensors, not on {tensors[0].device}")
     if tensors[0].dtype != torch.float32:

@@ -8,17 +8,17 @@ what it does not define, or cannot take (float64), ``"auto"`` leaves to the refe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from thanos_kernels import library
+from thanos_kernels.arguments import output
+from thanos_kernels.damping import damp, damped_diagonal, damping_schedule
 from thanos_kernels.dispatch import check, implementation
 from thanos_kernels.scope import plain_arithmetic, writing
 
-MAX_DAMPING = 1.0
 _WORKING = (torch.float32, torch.float64)
 _INPUTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -47,20 +47,6 @@ def _mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     """A mask (c, B) whose bytes are 0 and 1; a view of other bytes as bool may hold any, and kernels read bytes."""
     _matrix("mask", mask, (torch.bool,), shape)
     return mask.view(torch.uint8).bool()
-
-
-def _output(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-    """The caller's output, checked, or a new one."""
-    if tensor is None:
-        return torch.empty(shape, dtype=dtype, device=like.device)
-    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != like.device:
-        raise ValueError(
-            f"{name} must be a {dtype} tensor of shape {tuple(shape)} on {like.device}, "
-            f"not {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous; pass a new tensor or its .contiguous()")
-    return tensor
 
 
 def _norms(norms: Tensor, weights: Tensor) -> None:
@@ -113,8 +99,8 @@ def row_solve_ex(
     if workspace < 0:
         raise ValueError(f"workspace must be a number of bytes, or 0, not {workspace}")
     check("row_solve", backend, weights, gram, mask)
-    out = _output("out", out, (rows, width), weights, weights.dtype)
-    info = _output("info", info, (rows,), weights, torch.int32)
+    out = output("out", out, (rows, width), weights, weights.dtype)
+    info = output("info", info, (rows,), weights, torch.int32)
     if out.numel():
         library.row_solve(gram, weights, mask, out, info, workspace, backend)
     else:
@@ -273,51 +259,12 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backen
 
 
 @plain_arithmetic
-def damped_diagonal(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The diagonal of :func:`damp`'s matrix (b,), the dead columns (b,) and the ridge, 0-d."""
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    live = (~dead).sum()
-    mean = torch.where(live > 0, diagonal.sum() / live.clamp(min=1), 1)
-    return torch.where(dead, mean, diagonal) + damping * mean, dead, damping * mean
-
-
-@plain_arithmetic
-def damp(hessian: Tensor, damping: float, *, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """``Hd = H + ridge I`` with ``ridge = damping * mean(live diagonal)``; a dead column's diagonal becomes that mean.
-
-    Args:
-        hessian: (b, b), symmetric. A column is dead where its diagonal is zero: its input is never used.
-        damping: relative to the mean of the live diagonal.
-        out: (b, b), overwritten; a new tensor if None.
-
-    Returns:
-        Hd (b, b), a copy; the dead columns (b,), bool; and the ridge, 0-d.
-    """
-    diagonal, dead, ridge = damped_diagonal(hessian, damping)
-    out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
-    with writing(out):
-        out.copy_(hessian).diagonal().copy_(diagonal)
-    return out, dead, ridge
-
-
-def damping_schedule(damping: float) -> Iterator[float]:
-    """The dampings to try, each ten times the one before (after zero, 1e-4), up to 1.0."""
-    if not 0 <= damping < float("inf"):
-        raise ValueError(f"damping must be a finite number, zero or more, not {damping}")
-    yield damping
-    while damping < MAX_DAMPING:
-        damping = min(MAX_DAMPING, max(10 * damping, 1e-4))
-        yield damping
-
-
-@plain_arithmetic
 def inverse_factor_ex(
     hessian: Tensor, damping: float, *, out: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One attempt of :func:`inverse_factor`, unchecked: U, dead and the 0-d ``info`` (zero where it succeeded)."""
     _square("hessian", hessian)
-    out = _output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
+    out = output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
     check("inverse_factor", backend, hessian)
     run = implementation("inverse_factor", backend, hessian)
     _, dead, _ = damp(hessian, damping, out=out)

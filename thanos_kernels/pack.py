@@ -206,6 +206,7 @@ def _backend(backend: str, tensor: Tensor) -> str:
         "cuda": native.available() and _EXTENSION.cuda and tensor.device.type == "cuda" and not torch.version.hip,
     }
     if backend == "auto":
+        native.ready(tensor)  # which says that it is missing, where it is
         return next(name for name in ("native", "cuda", "reference") if have[name])
     if not have.get(backend):
         raise ValueError(f"backend {backend!r} cannot pack tensors on {tensor.device} with this installation")

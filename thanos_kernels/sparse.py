@@ -50,7 +50,7 @@ class Bitmask:
         """Rows ``first`` to ``first + count`` as they were, zeros positive; in ``out`` (count, b) where given."""
         count = self.shape[0] - first if count is None else count
         out = self.values.new_empty((count, self.shape[1])) if out is None else out
-        if _native(self.values):
+        if native.ready(self.values):
             arguments = (self.values.data_ptr(), self.bits.data_ptr(), self.starts.data_ptr())
             _EXTENSION.bitmask_decode(*arguments, *self.shape, first, count, *_output(out))
             return out
@@ -75,7 +75,7 @@ class Rows24:
     def decode(self, first: int = 0, count: int | None = None, out: Tensor | None = None) -> Tensor:
         """Rows ``first`` to ``first + count`` as they were; in ``out`` (count, b) where given, on the CPU."""
         count = self.shape[0] - first if count is None else count
-        if _native(self.values):
+        if native.ready(self.values):
             out = self.values.new_empty((count, self.shape[1])) if out is None else out
             arguments = (self.values.data_ptr(), self.metadata.data_ptr())
             _EXTENSION.sparse24_decode(*arguments, *self.shape, first, count, *_output(out))
@@ -178,7 +178,7 @@ def linear(
 def few(inputs: Tensor, *, dense: bool = False) -> bool:
     """Whether ``inputs`` (tokens, b) are few enough for the kernels, of a kind they take, and on the CPU."""
     limits = FEW_TOKENS_DENSE if dense else FEW_TOKENS
-    return inputs.shape[0] <= limits.get(inputs.dtype, 0) and _native(inputs)
+    return inputs.shape[0] <= limits.get(inputs.dtype, 0) and native.ready(inputs)
 
 
 def multiply_few(inputs: Tensor, weight: Weight, bias: Tensor | None, out: Tensor, targets: Tensor | None) -> None:
@@ -209,7 +209,9 @@ def multiply_many(inputs: Tensor, weight: Weight, bias: Tensor | None, out: Tens
         count = min(tile, rows - first)
         part = slice(first, first + count)
         decoded = weight.decode(first, count, None if scratch is None else scratch[:count])
-        if bias is None:
+        if count == 1:  # PyTorch 2.8 computes a strided output of one bfloat16 column wrongly
+            out[:, part] = torch.nn.functional.linear(inputs, decoded, None if bias is None else bias[part])
+        elif bias is None:
             torch.mm(inputs, decoded.T, out=out[:, part])
         else:
             torch.addmm(bias[part], inputs, decoded.T, out=out[:, part])
@@ -259,7 +261,7 @@ def starts_of(bits: Tensor) -> Tensor:
 
 def _native(tensor: Tensor) -> bool:
     """Whether the kernels take a tensor of values or activations; the decoders move 16 bits whatever they mean."""
-    return native.available() and tensor.device.type == "cpu" and tensor.dtype in _KINDS
+    return tensor.dtype in _KINDS and native.ready(tensor)
 
 
 def _machine(tensor: Tensor) -> tuple[int, int]:

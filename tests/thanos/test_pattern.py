@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thanos import Pattern, SemiStructured, Structured, Unstructured, parse_pattern
+from thanos import (
+    Axis,
+    Pattern,
+    SemiStructured,
+    Shrink,
+    Structured,
+    Unstructured,
+    parse_any_pattern,
+    parse_pattern,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +55,50 @@ def test_columns_leave_room_for_outlier_rows() -> None:
     Structured(0.9).validate(10, 10, 0.1)
     with pytest.raises(ValueError, match="must not exceed 1"):
         Structured(0.91).validate(10, 10, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "axes"),
+    [
+        ("channels:0.25", [Axis("channels", share=0.25)]),
+        ("heads:12.5%", [Axis("heads", share=0.125)]),
+        ("kv-heads:1", [Axis("kv-heads", count=1)]),
+        ("experts:.5", [Axis("experts", share=0.5)]),
+        ("depth:6@4", [Axis("depth", count=6, sets=4)]),
+        (" Channels:25% + depth:2 ", [Axis("channels", share=0.25), Axis("depth", count=2)]),
+    ],
+)
+def test_patterns_of_smaller_models(text: str, axes: list[Axis]) -> None:
+    pattern = parse_any_pattern(text)
+    assert pattern == Shrink(tuple(axes))
+    assert parse_any_pattern(str(pattern)) == pattern
+    with pytest.raises(ValueError, match="makes a smaller model"):
+        parse_pattern(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("channels:0.25+channels:1", "names channels twice"),
+        ("heads:1+kv-heads:1", "names both heads and kv-heads"),
+        ("channels:1.5", "must be above 0 and less than 1"),
+        ("channels:100%", "must be above 0 and less than 1"),
+        ("depth:0", "must be above 0"),
+        ("depth:6@1", "at least 2 sets"),
+        ("heads:2@2", "only depth can follow the input"),
+        ("depth:6@4+heads:1", "stands alone"),
+        ("channels:0.25+0.5", "'0.5' is none of"),
+        ("channels:0.25+", "'' is none of"),
+        ("channels:", "is none of"),
+        ("channels:-1", "is none of"),
+        ("width:0.5", "none of 0.5, 50%"),
+    ],
+)
+def test_bad_patterns_of_smaller_models(text: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        parse_any_pattern(text)
+
+
+def test_what_an_axis_asks_for_is_exact() -> None:
+    assert Axis("channels", share=0.29).of(100) == 29
+    assert Axis("depth", count=6).of(30) == 6

@@ -104,7 +104,7 @@ def rows_and_inputs(kind: str, rows: int, width: int) -> tuple[torch.Tensor, tor
 )
 @pytest.mark.parametrize("count", [0, 1, 30, 299, 300])
 def test_rough_energies_find_the_exact_outlier_rows(kind: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linalg, "_bfloat16_pays", lambda weights: True)
+    monkeypatch.setattr(linalg, "bfloat16_pays", lambda weights: True)
     weights, inputs = rows_and_inputs(kind, 300, 1100)
     hessian = inputs.T @ inputs / len(inputs)
     outlier = linalg.outlier_rows(weights, hessian, count)

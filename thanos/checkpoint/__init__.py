@@ -2,7 +2,7 @@
 
 from thanos.checkpoint.reading import DTYPES, auto_class, is_gguf, load_config, load_model, load_tokenizer, max_length
 from thanos.checkpoint.source import source_folder
-from thanos.checkpoint.update import save_pruned
+from thanos.checkpoint.update import save_pruned, save_smaller
 from thanos.checkpoint.writing import check_target, save_model, staged
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "max_length",
     "save_model",
     "save_pruned",
+    "save_smaller",
     "source_folder",
     "staged",
 ]

@@ -90,13 +90,11 @@ def save_pruned(model: Any, tokenizer: Any, source: Path | None, changed: Iterab
     return False
 
 
-def can_update(model: Any, source: Path | None, changed: Iterable[str]) -> bool:
-    """Whether every changed parameter has its place in the source's safetensors files; costs no pass over weights."""
-    if source is None:
-        return False
-    parameters = dict(model.named_parameters())
-    places = _places(weight_files(source))
-    return _as_in_source(model, {name: parameters[name].detach() for name in changed}, places) is not None
+def save_smaller(model: Any, tokenizer: Any, source: Path | None, folder: Path) -> None:
+    """Write a model of another shape: weights and configuration are new, the other files are the source's."""
+    save_model(model, tokenizer if source is None else None, folder)
+    if source is not None:
+        _copy_others(source, folder, keep=("config.json",))
 
 
 def _places(files: list[Path]) -> dict[str, _Place]:
@@ -154,11 +152,13 @@ def _overwrite(file: Path, place: _Place, tensor: Tensor) -> None:
         stream.write(content.numpy().data)
 
 
-def _copy_others(source: Path, folder: Path) -> None:
-    """Everything but weights and hidden files, into directories too."""
+def _copy_others(source: Path, folder: Path, keep: tuple[str, ...] = ()) -> None:
+    """Everything but weights, hidden files and those to ``keep`` as they are in ``folder``; into directories too."""
     for path in sorted(source.rglob("*")):
         inner = path.relative_to(source)
         if any(part.startswith(".") for part in inner.parts) or not path.is_file() or _WEIGHTS.search(path.name):
+            continue
+        if str(inner) in keep:
             continue
         (folder / inner).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / inner)

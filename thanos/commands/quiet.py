@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ def silence_libraries() -> None:
 
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module="thanos")  # such as: a kernel is not used here, for it computes wrongly
+    warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.logging.set_verbosity_error()

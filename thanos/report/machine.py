@@ -32,7 +32,7 @@ def machine() -> dict[str, str]:
     facts = {**versions(), "system": platform.platform(), "cpu": processor()}
     facts["cpus"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     facts["cpu threads"] = str(torch.get_num_threads())
-    facts["native extension"] = "built" if native.available() else "not built"
+    facts["native extension"] = "built" if native.available() else native.ABSENCE
     facts["CUDA / ROCm of torch"] = torch.version.cuda or torch.version.hip or "none"
     facts["driver"] = _driver()
     devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)

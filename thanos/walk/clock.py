@@ -44,7 +44,7 @@ class Clock:
             torch.cuda.synchronize(self._device)
         seconds = dict.fromkeys(PARTS, 0.0)
         for (part, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            seconds[part] += _between(begin, end)
+            seconds[part] = seconds.get(part, 0.0) + _between(begin, end)
         return {**seconds, "total": sum(seconds.values())}
 
     def _switch(self, part: str) -> str:

@@ -37,6 +37,12 @@ def layouts(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Iter
     yield new(columns).expand(rows, columns)
 
 
+def block(width: int) -> Tensor:
+    """The first columns of a layer of more than 2 GiB, which AMD's compiler is told."""
+    rows, columns = LAYERS[-1]
+    return empty(rows, max(width, columns))[:, :width]
+
+
 def calls(operation: str) -> Iterator[Callable[[], object]]:
     """Calls of one operation of ``triton.OPERATIONS``."""
     run = backend.function(operation)
@@ -45,9 +51,8 @@ def calls(operation: str) -> Iterator[Callable[[], object]]:
 
 
 def _row_solve() -> Iterator[tuple[object, ...]]:
-    rows, columns = LAYERS[-1]  # more than 2 GiB, which AMD's compiler is told
     for width in BLOCKS:
-        for weights in (empty(rows, columns)[:, :width], empty(1, width), empty(HEAD, width), *layouts(35, width)):
+        for weights in (block(width), empty(1, width), empty(HEAD, width), *layouts(35, width)):
             out, info = empty(*weights.shape), empty(len(weights), dtype=torch.int32)
             yield empty(width, width), weights, empty(*weights.shape, dtype=torch.bool), out, info
         for mask in layouts(48, width, torch.bool):
@@ -81,8 +86,8 @@ def _select_n_of_m() -> Iterator[tuple[object, ...]]:
 
 
 def _column_sweep() -> Iterator[tuple[object, ...]]:
-    for width in (*BLOCKS, 4096, 53248):
-        for weights in (empty(1, width), empty(4096, width), *layouts(7, width)):
+    for width in (*BLOCKS, 4096, 16384, 53248):
+        for weights in (block(width), empty(1, width), empty(16384, width), *layouts(7, width)):
             yield empty(width, width), weights, empty(*weights.shape, dtype=torch.bool)
         for mask in layouts(48, width, torch.bool):
             yield empty(width, width), empty(48, width), mask
@@ -90,17 +95,22 @@ def _column_sweep() -> Iterator[tuple[object, ...]]:
 
 def _column_sweep_n_of_m() -> Iterator[tuple[object, ...]]:
     for n, m in GROUPS:
-        for width in (m, 2 * m, 512 // m * m, 53248 // m * m):
-            for weights in (empty(1, width), empty(4096, width), *layouts(7, width)):
+        for width in (m, 2 * m, 512 // m * m):
+            for weights in (empty(1, width), empty(16384, width), *layouts(7, width)):
                 yield empty(width, width), weights, n, m
+    for width in (512, 16384, 53248):
+        for weights in (block(width), empty(16384, width)):
+            yield empty(width, width), weights, 2, 4
 
 
 def _accumulate_hessian() -> Iterator[tuple[object, ...]]:
     for dtype in INPUTS:
         for width in (1, 7, 35, 144, 4096, 28672, 53248):
-            for tokens in (1, 5, 2048):
+            for tokens in (1, 5, 2048, 1 << 20):
                 for inputs in layouts(tokens, width, dtype):
                     yield empty(width, width), inputs, 0.25
+        odd = empty(4096 * 4096 + 1)[1:].view(4096, 4096)
+        yield odd, empty(2048, 4096, dtype=dtype), 0.25
 
 
 _ARGUMENTS: dict[str, Callable[[], Iterator[tuple[object, ...]]]] = {

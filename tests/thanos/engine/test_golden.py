@@ -21,7 +21,7 @@ def pattern_of(case: dict) -> Pattern:
     return {"unstructured": Unstructured, "structured": Structured}[case["pattern"]](case["sparsity"])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"].removesuffix(".safetensors"))
+@pytest.mark.parametrize("case", CASES, ids=[case["file"].removesuffix(".safetensors") for case in CASES])
 @pytest.mark.parametrize(
     ("dtype", "backend", "tolerance"),
     [(torch.float64, "reference", 1e-10), (torch.float32, "reference", 2e-5), (torch.float32, "auto", 2e-5)],

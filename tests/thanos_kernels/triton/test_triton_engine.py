@@ -45,7 +45,7 @@ def test_infinities_and_nan_are_refused(value: float, device: torch.device) -> N
 
 
 @pytest.mark.skipif(not CASES, reason="no golden cases beside the project")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"].removesuffix(".safetensors"))
+@pytest.mark.parametrize("case", CASES, ids=[case["file"].removesuffix(".safetensors") for case in CASES])
 def test_golden(case: dict[str, Any], device: torch.device) -> None:
     tensors = load_file(FOLDER / case["file"])
     if case["pattern"] == "n:m":

@@ -1,0 +1,218 @@
+"""Make a causal language model smaller: fewer channels, heads, blocks and experts (docs/method.md, section 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thanos.pattern import IMPORTANCES, Axis, Shrink, parse_any_pattern
+from thanos.report import ModelReport
+from thanos.shrink.experts import expert_goal, without_experts
+from thanos.shrink.guided import DepthSets, check_depth_sets, find_depth_sets, follow_input
+from thanos.shrink.job import Job
+from thanos.shrink.probe import block_weights, check_samples
+from thanos.walk.decoder import find_decoder
+from thanos.walk.events import Progress
+from thanos.walk.memory import freed_memory_kept
+
+CORRECTION = 0.5  # of the targets, where nobody says
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A smaller model.
+
+    Attributes:
+        model: an ordinary Transformers model of the same class, which ``save_pretrained`` writes.
+        report: what was done.
+        became: for each axis, what was asked and what it became, in words.
+        sets: with ``depth:6@4`` the model is whole, and passes over these; write them beside it.
+    """
+
+    model: Any
+    report: ModelReport
+    became: list[str]
+    sets: DepthSets | None = None
+
+
+def shrink_model(
+    model: Any,
+    samples: Tensor,
+    pattern: Shrink | str,
+    *,
+    importance: str = "obs",
+    multiple: int = 64,
+    damping: float = 0.01,
+    correction: float = CORRECTION,
+    batch_size: int | None = None,
+    backend: str = "auto",
+    device: str | torch.device | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Shrunk:
+    """Make a causal language model smaller.
+
+    Args:
+        model: any Hugging Face causal language model whose configuration can say the new shape. Its weights are
+            changed: go on with the model returned.
+        samples: (N, S), int64: calibration token ids.
+        pattern: such as ``"channels:0.25"`` or ``"channels:0.25+heads:0.25+depth:2"``.
+        importance: which channels and heads go: ``obs``, ``wanda``, ``magnitude``, ``fisher`` or ``forward``. The kept
+            columns are updated by the exact solution whichever it is. Experts go by REAP's score, or, with
+            ``forward``, by the mean norm of their outputs.
+        multiple: the width of the feed-forwards becomes a multiple of it.
+        damping: added to the Hessian's diagonal, relative to its mean.
+        correction: from 0 to 1: how far the layers aim at the output of the dense model rather than at their own on
+            the inputs that the smaller model gives them.
+        batch_size: samples that go through a block together; None makes batches of about 4096 tokens.
+        backend: of the operations.
+        device: where blocks are worked on, one at a time; None leaves each where it is.
+        progress: called before and after each layer.
+
+    Raises:
+        ValueError: the pattern is no such pattern, the model has no such parts, its configuration cannot say the new
+            shape (all of that before any work), or its weights or activations hold NaN or infinity.
+    """
+    return ShrinkPlan(
+        model,
+        samples,
+        pattern,
+        importance=importance,
+        multiple=multiple,
+        damping=damping,
+        correction=correction,
+        batch_size=batch_size,
+        backend=backend,
+        device=device,
+    ).run(progress)
+
+
+class ShrinkPlan:
+    """What :func:`shrink_model` will do, checked and not yet done.
+
+    Arguments and errors as there.
+
+    Attributes:
+        became: for each axis, what was asked and what it becomes, in words.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        samples: Tensor,
+        pattern: Shrink | str,
+        *,
+        importance: str = "obs",
+        multiple: int = 64,
+        damping: float = 0.01,
+        correction: float = CORRECTION,
+        batch_size: int | None = None,
+        backend: str = "auto",
+        device: str | torch.device | None = None,
+    ) -> None:
+        parsed = parse_any_pattern(pattern) if isinstance(pattern, str) else pattern
+        if not isinstance(parsed, Shrink):
+            raise ValueError(f"pattern {parsed} leaves the model's shape as it is: use prune_model")
+        check_shrink_options(importance, multiple, damping, correction)
+        check_samples(model, samples)
+        self._model, self._samples, self._pattern, self._importance = model, samples, parsed, importance
+        self._guided = next((axis for axis in parsed.axes if axis.sets), None)
+        self._experts = parsed.axis("experts")
+        rest = Shrink(tuple(axis for axis in parsed.axes if axis not in (self._experts, self._guided)))
+        self._job: Job | None = None
+        self.became: list[str] = []
+        with self._working():
+            if rest.axes:
+                options = (importance, multiple, damping, correction, batch_size, backend, device)
+                self._job = Job(model, samples, rest, *options)
+                self.became += self._job.became
+            if self._experts is not None:
+                self.became.append(expert_goal(model, self._experts, samples).became(self._experts))
+            if self._guided is not None:
+                self.became.append(check_depth_sets(model, samples, self._guided))
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        training = self._model.training
+        self._model.eval()
+        try:
+            with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
+                yield
+        finally:
+            self._model.train(training)
+
+    def run(self, progress: Callable[[Progress], None] | None = None) -> Shrunk:
+        """Do it, once."""
+        with self._working():
+            if self._guided is not None:
+                return self._guide(self._guided, progress)
+            report = None
+            if self._job is not None:
+                report = self._job.run(progress)
+                self._model = self._job.model
+                self.became[: len(self._job.became)] = self._job.became
+            if self._experts is not None:
+                report = self._remove_experts(self._experts, report)
+            assert report is not None
+            options = {**report.options, "became": self.became}
+            return Shrunk(
+                self._model, dataclasses.replace(report, pattern=str(self._pattern), options=options), self.became
+            )
+
+    def _remove_experts(self, axis: Axis, report: ModelReport | None) -> ModelReport:
+        begin, before = time.perf_counter(), block_weights(self._model)
+        goal = expert_goal(self._model, axis, self._samples)  # blocks may have gone since it was first checked
+        self._model, gone = without_experts(self._model, goal, self._samples, self._importance)
+        seconds = time.perf_counter() - begin
+        report = report or _empty_report(self._importance)
+        share = 1 - (1 - report.effective_sparsity) * block_weights(self._model) / before
+        return dataclasses.replace(
+            report,
+            nominal_sparsity=share,
+            effective_sparsity=share,
+            options={**report.options, "importance": self._importance, "removed_experts": gone},
+            seconds={**report.seconds, "experts": seconds, "total": report.seconds["total"] + seconds},
+        )
+
+    def _guide(self, axis: Axis, progress: Callable[[Progress], None] | None) -> Shrunk:
+        begin = time.perf_counter()
+
+        def tell(done: int, total: int) -> None:
+            if progress is not None:
+                seconds = time.perf_counter() - begin
+                progress(Progress(0, 1, "sets of blocks", done, total, None, seconds))
+
+        sets = find_depth_sets(self._model, self._samples, axis, tell=tell)
+        share = len(sets.removed[0]) / len(find_decoder(self._model).blocks)
+        seconds = time.perf_counter() - begin
+        report = dataclasses.replace(
+            _empty_report("kl"),
+            pattern=str(self._pattern),
+            nominal_sparsity=share,
+            effective_sparsity=share,
+            options={"became": self.became, "sets": sets.removed, "samples_of_sets": sets.samples},
+            seconds={"other": seconds, "total": seconds},
+        )
+        return Shrunk(follow_input(self._model, sets), report, self.became, sets)
+
+
+def _empty_report(method: str) -> ModelReport:
+    return ModelReport(method, "", 0.0, 0.0, {}, [], [], {}, 1, {"other": 0.0, "total": 0.0})
+
+
+def check_shrink_options(importance: str, multiple: int, damping: float, correction: float) -> None:
+    """Raise ValueError where the options of :func:`shrink_model` could suit no model."""
+    if importance not in IMPORTANCES:
+        raise ValueError(f"importance {importance!r} is none of {', '.join(IMPORTANCES)}")
+    if multiple < 1:
+        raise ValueError(f"multiple must be at least 1, not {multiple}")
+    if not damping >= 0:
+        raise ValueError(f"damping must be at least 0, not {damping}")
+    if not 0 <= correction <= 1:
+        raise ValueError(f"correction must be from 0 to 1, not {correction}")

@@ -1,0 +1,117 @@
+"""The samples on their way through the blocks: each block sees what those before it, already cut, make of them.
+
+The blocks keep their shape while the walk lasts. A removed channel or head is a set of zero columns in the layer that
+reads it, which computes the same; the parameters are cut when all is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import thanos_kernels as kernels
+from thanos.walk.clock import Clock
+from thanos.walk.replay import Call
+
+
+@dataclass
+class Batch:
+    """Samples that go through a block together: their hidden states (n, S, d) and how each block is called."""
+
+    hidden: Tensor
+    calls: list[Call]
+
+
+@dataclass
+class Inputs:
+    """What is known of the input x of a site after a forward of its block over all samples.
+
+    Attributes:
+        hessian: (b, b), ``mean(x x.T)``, float32.
+        error: (c, b), ``mean(e x.T)`` with e what the block's output lacks to that of the dense model; None without it.
+        absolute: (b,), ``mean(abs(x))``.
+        tokens: how many.
+    """
+
+    hessian: Tensor
+    absolute: Tensor
+    error: Tensor | None = None
+    tokens: int = 0
+
+
+@dataclass
+class Stream:
+    """The samples on their way through the blocks.
+
+    Attributes:
+        batches: what the cut model makes of them.
+        dense: the hidden states of the dense model, one a batch; None where nobody asks for them.
+    """
+
+    batches: list[Batch]
+    clock: Clock
+    dense: list[Tensor] | None = None
+    wanted: list[Tensor] = field(default_factory=list)
+
+    def enter(self, block: nn.Module, index: int) -> None:
+        """A block's turn, still as it was: compute what the dense model makes of the samples."""
+        if self.dense is None:
+            return
+        with self.clock("forward"):
+            self.wanted = [
+                batch.calls[index](block, hidden) for batch, hidden in zip(self.batches, self.dense, strict=True)
+            ]
+
+    def collect(self, block: nn.Module, index: int, sink: nn.Module, backend: str) -> Inputs:
+        """Run a block as it is and take down the inputs of its layer ``sink``; the samples stay in front of it."""
+        found: Inputs | None = None
+        for number, batch in enumerate(self.batches):
+            with self.clock("forward"), _input_of(sink) as kept:
+                output = batch.calls[index](block, batch.hidden)
+            with self.clock("hessian"):
+                (inputs,) = kept
+                inputs = inputs.flatten(0, -2)
+                found = found or _empty(inputs)
+                found.tokens += len(inputs)
+                share = len(inputs) / found.tokens
+                kernels.accumulate_hessian(found.hessian, inputs, share, backend=backend)
+                found.absolute.lerp_(inputs.abs().mean(0, dtype=torch.float32), share)
+                if self.dense is not None:
+                    lacks = (self.wanted[number] - output).flatten(0, -2).float()
+                    product = lacks.T @ inputs.float() / len(inputs)
+                    found.error = product if found.error is None else found.error.lerp_(product, share)
+        assert found is not None
+        return found
+
+    def leave(self, block: nn.Module, index: int) -> None:
+        """The block is cut: on to the next."""
+        with self.clock("forward"):
+            for batch in self.batches:
+                batch.hidden = batch.calls[index](block, batch.hidden)
+        if self.dense is not None:
+            self.dense, self.wanted = self.wanted, []
+
+
+def _empty(inputs: Tensor) -> Inputs:
+    width = inputs.shape[1]
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    return Inputs(inputs.new_zeros((width, width), dtype=dtype), inputs.new_zeros(width, dtype=torch.float32))
+
+
+@contextmanager
+def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept.append((args[0] if args else next(iter(kwargs.values()))).detach())
+
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield kept
+    finally:
+        handle.remove()
