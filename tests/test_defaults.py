@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -100,3 +101,24 @@ def test_a_model_is_pruned_in_any_mode(mode: str, passes: int) -> None:
             assert ((have == 0) == (expected == 0)).float().mean() > 0.95
         else:
             assert have.equal(expected)
+
+
+FACTORIES = {
+    *("arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones", "rand"),
+    *("randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros"),
+}
+ROOMS = ("thanos_kernels", "thanos/compact")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_allocation_names_its_dtype_and_device(room: str) -> None:
+    unnamed = []
+    for path in sorted((ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            given = {keyword.arg for keyword in node.keywords}
+            of_torch = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+            if of_torch and node.func.attr in FACTORIES and None not in given and not {"dtype", "device"} <= given:
+                unnamed.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not unnamed
