@@ -14,6 +14,15 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether it computes its product and nothing else: a subclass with a forward of its own may compute anything."""
+    for kind in type(module).__mro__:
+        if kind is nn.Linear or kind.__name__ == "Conv1D":
+            own, usual = type(module).forward, vars(kind).get("forward")
+            return is_linear(module) and own is usual
+    return False
+
+
 def weight_of(module: nn.Module) -> Tensor:
     """(c, b), out features x in features: a view of the parameter's memory."""
     weight = module.weight

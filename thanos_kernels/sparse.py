@@ -50,7 +50,7 @@ class Bitmask:
         """Rows ``first`` to ``first + count`` as they were, zeros positive; in ``out`` (count, b) where given."""
         count = self.shape[0] - first if count is None else count
         out = self.values.new_empty((count, self.shape[1])) if out is None else out
-        if native.ready(self.values):
+        if _native(self.values):
             arguments = (self.values.data_ptr(), self.bits.data_ptr(), self.starts.data_ptr())
             _EXTENSION.bitmask_decode(*arguments, *self.shape, first, count, *_output(out))
             return out
@@ -75,7 +75,7 @@ class Rows24:
     def decode(self, first: int = 0, count: int | None = None, out: Tensor | None = None) -> Tensor:
         """Rows ``first`` to ``first + count`` as they were; in ``out`` (count, b) where given, on the CPU."""
         count = self.shape[0] - first if count is None else count
-        if native.ready(self.values):
+        if _native(self.values):
             out = self.values.new_empty((count, self.shape[1])) if out is None else out
             arguments = (self.values.data_ptr(), self.metadata.data_ptr())
             _EXTENSION.sparse24_decode(*arguments, *self.shape, first, count, *_output(out))
@@ -178,7 +178,7 @@ def linear(
 def few(inputs: Tensor, *, dense: bool = False) -> bool:
     """Whether ``inputs`` (tokens, b) are few enough for the kernels, of a kind they take, and on the CPU."""
     limits = FEW_TOKENS_DENSE if dense else FEW_TOKENS
-    return inputs.shape[0] <= limits.get(inputs.dtype, 0) and native.ready(inputs)
+    return inputs.shape[0] <= limits.get(inputs.dtype, 0) and _native(inputs)
 
 
 def multiply_few(inputs: Tensor, weight: Weight, bias: Tensor | None, out: Tensor, targets: Tensor | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as dense_product
 from typing_extensions import Self
 
+from thanos.linear import is_linear, is_plain, weight_of
 from thanos_kernels.sparse import Weight
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -239,29 +240,16 @@ class OutlierRowsLinear(SparseLinear):
         return f"{super().extra_repr()}, outlier_rows={len(self.outlier_rows)}"
 
 
-def is_transposed(module: nn.Module) -> bool | None:
-    """Whether a linear layer keeps its weight transposed, as transformers' ``Conv1D`` does; None for what is no such
-    layer, or a subclass of one with a forward of its own, which may compute anything."""
-    for kind in type(module).__mro__:
-        transposed = kind.__name__ == "Conv1D" and hasattr(module, "nf")
-        if kind is nn.Linear or transposed:
-            return transposed if type(module).forward is kind.forward else None  # type: ignore[attr-defined]
-    return None
-
-
 def dense_weight(linear: nn.Module) -> Tensor:
     """The weight (out, in) of an ``nn.Linear``, or of transformers' ``Conv1D``, which transposes it."""
-    transposed = is_transposed(linear)
-    if transposed is None:
-        own = " with a forward of its own" if isinstance(linear, nn.Linear) else ""
+    if not is_plain(linear):
+        own = " with a forward of its own" if is_linear(linear) else ""
         raise TypeError(f"from_linear takes an nn.Linear, not {type(linear).__name__}{own}")
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    weight = weight.detach()
+    weight = weight_of(linear)
     if type(weight) is not Tensor or weight.dtype not in _DTYPES:
         what = weight.dtype if type(weight) is Tensor else type(weight).__name__
         raise TypeError(f"from_linear takes float32, bfloat16 or float16 weights, not {what}")
-    return (weight.T if transposed else weight).contiguous()
+    return weight.contiguous()
 
 
 def check_index(name: str, index: Tensor, size: int) -> None:

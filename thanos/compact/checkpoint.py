@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thanos.checkpoint import check_target, load_config, staged
-from thanos.compact.base import SparseLinear, is_transposed
+from thanos.compact.base import SparseLinear
 from thanos.compact.format import (
     DTYPES,
     MANIFEST,
@@ -36,6 +36,7 @@ from thanos.compact.format import (
     read_manifest,
 )
 from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear, columns_removed, rows_not_24
+from thanos.linear import is_plain, is_transposed
 from thanos_kernels.sparse import WORD
 
 _CLASSES: dict[str, type[SparseLinear]] = {
@@ -149,7 +150,7 @@ def load(folder: str | Path, *, device: str | torch.device | None = None) -> Any
     for name, layer in manifest.layers.items():
         parent, _, child = name.rpartition(".")
         old = model.get_submodule(name)
-        if is_transposed(old) is not layer.transposed:
+        if not is_plain(old) or is_transposed(old) != layer.transposed:
             raise FormatError(
                 f"{folder}: {name} is a {type(old).__name__} here, which its sparse form cannot stand for"
             )
@@ -316,11 +317,10 @@ def _linears(source: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, bool]
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     linears = {}
     for name, module in model.named_modules():
-        transposed = is_transposed(module)
-        if transposed is None or f"{name}.weight" not in shapes:
+        if not is_plain(module) or f"{name}.weight" not in shapes:
             continue
         if owners[id(module.weight)] == 1:  # a weight shared with the embedding stays as it is
-            linears[name] = transposed
+            linears[name] = is_transposed(module)
     return linears
 
 
