@@ -32,16 +32,19 @@ class Inputs:
     """What is known of the input x of a site after a forward of its block over all samples.
 
     Attributes:
-        hessian: (b, b), ``mean(x x.T)``, float32.
+        hessian: (b, b), ``mean(x x.T)``, float32; each token weighted, the weights of mean one, where the stream is
+            ``relative``.
         error: (c, b), ``mean(e x.T)`` with e what the block's output lacks to that of the dense model; None without it.
         absolute: (b,), ``mean(abs(x))``.
         tokens: how many.
+        weight: the sum of their weights.
     """
 
     hessian: Tensor
     absolute: Tensor
     error: Tensor | None = None
     tokens: int = 0
+    weight: float = 0.0
 
 
 @dataclass
@@ -50,11 +53,14 @@ class Stream:
 
     Attributes:
         batches: what the cut model makes of them.
+        relative: weight each token by ``1 / |y|^2``, y the block's output: a norm follows, so an error counts by
+            its share of y. Some tokens (the first, above all) are a hundred times longer than the others.
         dense: the hidden states of the dense model, one a batch; None where nobody asks for them.
     """
 
     batches: list[Batch]
     clock: Clock
+    relative: bool = True
     dense: list[Tensor] | None = None
     wanted: list[Tensor] = field(default_factory=list)
 
@@ -78,12 +84,17 @@ class Stream:
                 inputs = inputs.flatten(0, -2)
                 found = found or _empty(inputs)
                 found.tokens += len(inputs)
-                share = len(inputs) / found.tokens
-                kernels.accumulate_hessian(found.hessian, inputs, share, backend=backend)
-                found.absolute.lerp_(inputs.abs().mean(0, dtype=torch.float32), share)
+                scale = _token_scales(output) if self.relative else inputs.new_ones(len(inputs), dtype=torch.float32)
+                weight = float(scale.square().sum())
+                found.weight += weight
+                share = weight / found.weight
+                scale *= (len(inputs) / weight) ** 0.5
+                scaled = inputs * scale[:, None].to(inputs.dtype)
+                kernels.accumulate_hessian(found.hessian, scaled, share, backend=backend)
+                found.absolute.lerp_(scaled.abs().mean(0, dtype=torch.float32), share)
                 if self.dense is not None:
-                    lacks = (self.wanted[number] - output).flatten(0, -2).float()
-                    product = lacks.T @ inputs.float() / len(inputs)
+                    lacks = (self.wanted[number] - output).flatten(0, -2).float() * scale[:, None]
+                    product = lacks.T @ scaled.float() / len(inputs)
                     found.error = product if found.error is None else found.error.lerp_(product, share)
         assert found is not None
         return found
@@ -95,6 +106,12 @@ class Stream:
                 batch.hidden = batch.calls[index](block, batch.hidden)
         if self.dense is not None:
             self.dense, self.wanted = self.wanted, []
+
+
+def _token_scales(output: Tensor) -> Tensor:
+    """(tokens,), float32: ``1 / |y|`` of a block's outputs y (..., width)."""
+    norms = output.flatten(0, -2).float().norm(dim=1)
+    return 1 / norms.clamp(min=1e-6 * float(norms.mean()) + 1e-30)
 
 
 def _empty(inputs: Tensor) -> Inputs:
