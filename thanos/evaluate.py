@@ -19,6 +19,7 @@ from rich.table import Table
 from thanos.commands.cli import (
     DEVICE_OPTION,
     TEXT,
+    TRUST_OPTION,
     WINDOWS_OPTION,
     Command,
     default_device,
@@ -75,6 +76,7 @@ class _Run:
     output: Path | None
     device: torch.device | None
     dtype: str
+    trust_remote_code: bool
     overwrite: bool
 
 
@@ -138,6 +140,7 @@ class _TextScore:
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Of the weights and the forwards; auto is the checkpoint's own, float32 for GGUF files.",
 )
+@TRUST_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace the output file, if there is one.")
 def main(**options: Any) -> None:
     """Measure the perplexity and the zero-shot accuracy of the causal language model MODEL.
@@ -165,17 +168,18 @@ def _run(run: _Run, console: Console) -> None:
     if run.output is not None:
         _check_output(run.output, run.overwrite)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    config = checkpoint.load_config(run.model)
+    trusted: Any = {"trust_remote_code": run.trust_remote_code}
+    config = checkpoint.load_config(run.model, **trusted)
     length = window_length(config, run.sequence_length)
     loaded = load_tasks(run.tasks, run.tasks_data) if run.tasks else LoadedTasks({}, {}, ())
     for name in loaded.left_out:
         say(f"{name}: no file in {run.tasks_data}, left out")
-    tokenizer = checkpoint.load_tokenizer(run.model)
+    tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
     reading: Any = {"bos": run.bos, "text_field": run.text_field}
     cut = [load_windows(name, tokenizer, length, windows=run.windows, **reading) for name in texts]
     say(f"reading the model {run.model}")
     device = default_device(run.device)
-    model = _load(run.model, checkpoint.DTYPES.get(run.dtype), device, config)
+    model = _load(run.model, checkpoint.DTYPES.get(run.dtype), device, config, run.trust_remote_code)
 
     scores = []
     for text in cut:
@@ -197,7 +201,7 @@ def _run(run: _Run, console: Console) -> None:
         say(f"written to {run.output}")
 
 
-def _load(model: str, dtype: torch.dtype | None, device: torch.device, config: Any) -> Any:
+def _load(model: str, dtype: torch.dtype | None, device: torch.device, config: Any, trusted: bool) -> Any:
     """The model, compact or ordinary, on the device."""
     from thanos import checkpoint, compact
     from thanos.compact import MANIFEST
@@ -205,7 +209,7 @@ def _load(model: str, dtype: torch.dtype | None, device: torch.device, config: A
     if (Path(model) / MANIFEST).is_file():
         loaded = compact.load(model)
         return loaded.to(device=device, dtype=dtype or loaded.dtype)
-    return checkpoint.load_model(model, dtype, device, config=config)
+    return checkpoint.load_model(model, dtype, device, config=config, trust_remote_code=trusted)
 
 
 def _tables(scores: list[_TextScore], answers: ZeroShot | None) -> Iterator[Table]:

@@ -16,6 +16,7 @@ from thanos.commands.cli import (
     DEVICE_OPTION,
     DTYPE_OPTION,
     TEXT,
+    TRUST_OPTION,
     WINDOWS_OPTION,
     Command,
     default_device,
@@ -57,6 +58,7 @@ class _Run:
     text_field: str | None
     seed: int
     dtype: str
+    trust_remote_code: bool
     evaluate: str | None
     windows: int | None
     allow_missing: bool
@@ -161,6 +163,7 @@ def _default(name: str) -> Any:
 @click.option("--seed", default=0, type=click.IntRange(0, 2**63 - 1), help="Of the choice of samples.")
 @DEVICE_OPTION
 @DTYPE_OPTION
+@TRUST_OPTION
 @click.option("--backend", default=_default("backend"), type=click.Choice(BACKENDS), help="What runs the operations.")
 @click.option("--exclude", metavar="REGEX", help="Leave layers with such names dense.")
 @click.option("--evaluate", metavar=TEXT, callback=parsed(source), help="Text for perplexity before and after.")
@@ -214,26 +217,36 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
     silence_libraries()
     from thanos import checkpoint
     from thanos.commands.display import display
+    from thanos.compact import MANIFEST
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import score_windows
     from thanos.scoring.windows import load_windows
     from thanos.shrink import ShrinkPlan
     from thanos.text import load_samples
-    from thanos.walk.model import prune_model, pruned_parameters
+    from thanos.walk.model import check_model, check_samples, prune_model, pruned_parameters
 
     checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
-    config = checkpoint.load_config(run.model)
+    if (Path(run.model) / MANIFEST).is_file():
+        raise ValueError(f"{run.model} is a compact checkpoint; restore it with thanos.unpack, and prune that")
+    trusted: Any = {"trust_remote_code": run.trust_remote_code}
+    config = checkpoint.load_config(run.model, **trusted)
+    checkpoint.check_unquantised(config, run.model)
     length = _length(run, checkpoint.max_length(config), default_length)
-    tokenizer = checkpoint.load_tokenizer(run.model)
+    skeleton = checkpoint.skeleton(config, **trusted)
+    if skeleton is not None and isinstance(job, WalkOptions):
+        check_model(skeleton, job)
+    tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(f"reading calibration text from {run.calibration}")
     reading: Any = {"bos": run.bos, "text_field": run.text_field}
     samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, **reading)
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
+    if skeleton is not None:
+        check_samples(skeleton, samples.tokens)
     say(f"reading the model {run.model}")
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
     model = checkpoint.load_model(
-        run.model, checkpoint.DTYPES.get(run.dtype), config=config, allow_missing=run.allow_missing
+        run.model, checkpoint.DTYPES.get(run.dtype), config=config, allow_missing=run.allow_missing, **trusted
     )
     source = checkpoint.source_folder(run.model)
 

@@ -24,21 +24,32 @@ _LENGTHS = (  # what configurations call the tokens a model takes
 )
 
 
-def load_config(model: str) -> Any:
+_PACKED = {  # ways of quantising that Transformers does not undo when it reads a model
+    "aqlm", "auto-round", "awq", "bitnet", "bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "eetq",
+    "fbgemm_fp8", "fp_quant", "gptq", "higgs", "hqq", "quanto", "spqr", "torchao", "vptq",
+}  # fmt: skip
+
+
+def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a causal language model.
 
     Args:
         model: a directory, the path of a ``.gguf`` file, or a name on the Hugging Face hub.
+        trust_remote_code: run the Python code that comes with the model. Nothing in a checkpoint can ask for it.
 
     Raises:
-        ValueError: there is no such model, it cannot be read, or it is no decoder-only causal language model.
+        ValueError: there is no such model, it cannot be read, it comes with code of its own, which is not trusted, or
+            it is no decoder-only causal language model.
     """
     from transformers import AutoConfig
 
-    config = _read(model, AutoConfig.from_pretrained)
+    config = _read(model, AutoConfig.from_pretrained, trust_remote_code=trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{model} is an encoder-decoder ({config.model_type}); only decoder-only models are pruned")
-    if auto_class(config) is None:
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if auto_class(config) is None and not (own_code and trust_remote_code):
+        if own_code:
+            raise ValueError(_untrusted(model))
         raise ValueError(
             f"{model} is no causal language model that transformers knows (its type is {config.model_type})"
         )
@@ -55,11 +66,39 @@ def auto_class(config: Any) -> Any:
     return AutoModelForCausalLM if type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
-def load_tokenizer(model: str) -> Any:
+def check_unquantised(config: Any, model: str) -> None:
+    """Refuse, by its configuration, a model whose weights are read packed, so that they could not be pruned.
+
+    Raises:
+        ValueError: so it is.
+    """
+    found = getattr(config, "quantization_config", None)
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    name = str(getattr(method, "value", method)).lower()
+    if found is not None and not is_gguf(model) and name in _PACKED:
+        raise ValueError(
+            f"{model} holds quantised weights ({name}); prune the model in a floating dtype it was made of"
+        )
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of ``model`` (as in :func:`load_config`)."""
     from transformers import AutoTokenizer
 
-    return _read(model, AutoTokenizer.from_pretrained)
+    return _read(model, AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+
+
+def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The model of a configuration on the meta device, without weights; None where it cannot be built so."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            build = auto_class(config) or AutoModelForCausalLM
+            model: Any = build.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
+    except Exception:  # of a constructor that needs real tensors: what it would have shown is checked later
+        return None
+    return model.eval()
 
 
 def load_model(
@@ -69,6 +108,7 @@ def load_model(
     *,
     config: Any = None,
     allow_missing: bool = False,
+    trust_remote_code: bool = False,
 ) -> Any:
     """A causal language model in evaluation mode.
 
@@ -79,16 +119,21 @@ def load_model(
         config: what :func:`load_config` returned for it, to save reading it again.
         allow_missing: whether tensors that the checkpoint lacks may be random, and those that the model does not know
             be left out.
+        trust_remote_code: as for :func:`load_config`.
 
     Raises:
         ValueError: as :func:`load_config`, or tensors are missing, of another shape, or unknown to the model.
     """
-    config = config or load_config(model)
+    from transformers import AutoModelForCausalLM
+
+    trusted = {"trust_remote_code": trust_remote_code}
+    config = config or load_config(model, **trusted)
     # Mismatches are taken in here, to be refused by name below.
-    options = {"config": config, "dtype": dtype or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **trusted}
+    options |= {"config": config, "dtype": dtype or "auto"}
     if is_gguf(model):
         options["quantization_config"] = _dequantised()
-    loaded, found = _read(model, auto_class(config).from_pretrained, **options)
+    loaded, found = _read(model, (auto_class(config) or AutoModelForCausalLM).from_pretrained, **options)
     if not allow_missing:
         _refuse_incomplete(model, loaded, found)
     if is_gguf(model):
@@ -177,8 +222,17 @@ def _read(model: str, reader: Any, **options: Any) -> Any:
     except ImportError as error:
         raise ValueError(f"{model} needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:  # the readers raise whatever their parsers raise
+        if not options.get("trust_remote_code") and "trust_remote_code" in str(error):
+            raise ValueError(_untrusted(model)) from error
         here = "" if path.exists() else f"there is no directory {model} here, and "
         raise ValueError(f"cannot read the model {model}: {here}{first_line(error)}") from error
+
+
+def _untrusted(model: str) -> str:
+    return (
+        f"{model} comes with Python code of its own, which is not run unless you say so: read that code, and if you "
+        "trust it pass --trust-remote-code (in Python trust_remote_code=True)"
+    )
 
 
 def _looks_like_path(model: str) -> bool:

@@ -138,6 +138,11 @@ DTYPE_OPTION = click.option(
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Of the weights, the forwards and the saved model; auto is the checkpoint's own, float32 for GGUF files.",
 )
+TRUST_OPTION = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the Python code that comes with the model, with all that you may do here. Read it first.",
+)
 WINDOWS_OPTION = click.option(
     "--windows", type=click.IntRange(min=1), help="Take the first N windows of a text for perplexity only."
 )

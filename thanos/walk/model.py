@@ -20,6 +20,7 @@ from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
 from thanos.walk.memory import freed_memory_kept
 from thanos.walk.plan import make_plan, work_device
+from thanos.walk.replay import NoChainError, watch_blocks
 from thanos.walk.walk import State, Walk
 
 _UNUSED = "no calibration token reached it"
@@ -78,6 +79,27 @@ def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
     return {layer.parameter_name for layer in layers if layer.name in pruned}
 
 
+def check_model(model: nn.Module, options: WalkOptions) -> None:
+    """Refuse what can be told from the modules and their shapes; the model may lie on the meta device.
+
+    Args:
+        model: in evaluation mode.
+
+    Raises:
+        ValueError: as :func:`prune_model`, as far as it depends on no weight and no sample.
+    """
+    decoder = find_decoder(model)
+    _check_shapes(choose_layers(decoder, options), options)
+    tokens = torch.zeros(1, 4, dtype=torch.int64, device="cpu")
+    try:
+        with torch.no_grad():
+            watch_blocks(model, decoder.blocks, tokens)
+    except NoChainError:
+        raise
+    except Exception:  # of a forward that needs real numbers: it is watched once they are there
+        return
+
+
 def choose_layers(decoder: Decoder, options: WalkOptions) -> dict[str, Layer]:
     """The layers to prune by name; ValueError where ``exclude`` leaves none."""
     excluded = re.compile(options.exclude) if options.exclude else None
@@ -113,11 +135,8 @@ def check_samples(model: nn.Module, samples: Any) -> Tensor:
 
 def check_layers(layers: dict[str, Layer], options: WalkOptions) -> None:
     """Raise ValueError, naming the layer, where one cannot be pruned so, is not loaded, or holds NaN or infinity."""
+    _check_shapes(layers, options)
     for name, layer in layers.items():
-        try:
-            options.check_layer(*layer.weight.shape)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
         if layer.weight.is_meta:
             raise ValueError(f"{name}: its weights are not loaded")
     flags_of: dict[torch.device, dict[str, Tensor]] = {}
@@ -127,6 +146,14 @@ def check_layers(layers: dict[str, Layer], options: WalkOptions) -> None:
         for name, flag in zip(flags, read(*flags.values()), strict=True):
             if not flag:
                 raise ValueError(f"{name}: its weights hold NaN or infinity")
+
+
+def _check_shapes(layers: dict[str, Layer], options: WalkOptions) -> None:
+    for name, layer in layers.items():
+        try:
+            options.check_layer(*layer.weight.shape)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:

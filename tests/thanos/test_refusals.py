@@ -1,0 +1,87 @@
+"""What configuration and shapes tell is refused before the weights are read, on the real model."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from thanos import checkpoint
+from thanos.compact import MANIFEST
+from thanos.prune import main
+
+LIMIT = 10.0  # seconds
+
+REFUSED = {
+    "width": (["--pattern", "3:7"], "layers.0.self_attn.q_proj: pattern 3:7 needs a width that 7 divides, not 576"),
+    "exclude": (["--exclude", "."], "leaves no layer to prune"),
+    "length": (["--sequence-length", "99999"], "is longer than the"),
+}
+
+
+@pytest.fixture
+def model() -> str:
+    from benchmarks.smollm2 import model_file
+
+    try:
+        return model_file()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_come_before_the_weights(
+    case: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any, **__: Any) -> None:
+        pytest.fail("the weights were read")
+
+    monkeypatch.setattr(checkpoint, "load_model", read)
+    given, reason = REFUSED[case]
+    begin = time.process_time()
+    result = CliRunner().invoke(
+        main, [model, "--output", str(tmp_path / "out"), "--calibration", "builtin", "--evaluate", "builtin", *given]
+    )
+    assert result.exit_code == 1, result.output
+    assert reason in " ".join(result.stderr.split())
+    assert time.process_time() - begin < LIMIT
+    assert not (tmp_path / "out").exists()
+
+
+def refused(folder: Path, reason: str, monkeypatch: pytest.MonkeyPatch, *given: str) -> None:
+    monkeypatch.setattr(checkpoint, "load_model", lambda *_, **__: pytest.fail("the weights were read"))
+    text = folder.parent / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 40)
+    arguments = [str(folder), "--output", str(folder.parent / "out"), "--calibration", str(text), *given]
+    result = CliRunner().invoke(main, [*arguments, "--samples", "2", "--sequence-length", "16"])
+    assert result.exit_code == 1, result.output
+    assert reason in " ".join(result.stderr.split())
+    assert not (folder.parent / "out").exists()
+
+
+def changed(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_packed_weights_are_refused_before_they_are_read(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(model_folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    refused(model_folder, "holds quantised weights (gptq)", monkeypatch)
+
+
+def test_a_compact_checkpoint_is_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model_folder / MANIFEST).write_text("{}")
+    refused(model_folder, "thanos.unpack", monkeypatch)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(model_folder, vocab_size=4)
+    refused(model_folder, "the model's vocabulary has 4", monkeypatch)
+
+
+def test_rows_that_would_all_be_outliers_are_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(model_folder, "each of the layer's 16 rows an outlier", monkeypatch, "--outlier-fraction", "0.96")
