@@ -95,7 +95,7 @@ def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
     try:
         with torch.device("meta"):
             build = auto_class(config) or AutoModelForCausalLM
-            model: Any = build.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
+            model: Any = build.from_config(config, trust_remote_code=trust_remote_code)
     except Exception:  # of a constructor that needs real tensors: what it would have shown is checked later
         return None
     return model.eval()

@@ -20,7 +20,7 @@ from thanos.walk.events import Progress
 from thanos.walk.hessians import Collector, InputHessian
 from thanos.walk.plan import Plan
 
-POOL_WEIGHT = 0.5  # of the pool in an expert's Hessian, in tokens for each of its columns (docs/method.md, section 8)
+POOL_WEIGHT = 1.0  # of the pool in an expert's Hessian, in tokens for each of its columns (docs/method.md, section 13)
 
 
 @dataclass
