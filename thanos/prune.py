@@ -47,7 +47,12 @@ class _Run:
     evaluate: str | None
     windows: int | None
     allow_missing: bool
+    resume: bool
     overwrite: bool
+
+    def identity(self) -> dict[str, Any]:
+        """The arguments that decide what comes out."""
+        return {"--evaluate": self.evaluate, "--windows": self.windows, "--dtype": self.dtype, "MODEL": self.model}
 
 
 def _default(name: str) -> Any:
@@ -120,6 +125,7 @@ def _default(name: str) -> Any:
 @click.option(
     "--allow-missing", is_flag=True, help="Take a checkpoint that lacks tensors, or holds some that its model does not."
 )
+@click.option("--resume", is_flag=True, help="Go on with the same run, which was interrupted, from DIR.partial.")
 @click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
@@ -153,14 +159,20 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     """Read, prune and write; what is cheap to refuse comes first."""
     silence_libraries()
     from thanos import checkpoint
+    from thanos.checkpoint.partial import FINISHED
     from thanos.commands.display import display
+    from thanos.commands.keeping import identify, keeping
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import score_windows
     from thanos.scoring.windows import load_windows
     from thanos.text import load_samples
-    from thanos.walk.model import prune_model, pruned_parameters
+    from thanos.walk.model import prune_model
+    from thanos.walk.resume import Keeper
 
-    checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
+    unfinished = checkpoint.Partial(run.output)
+    unfinished.check(run.resume)
+    if unfinished.phase != FINISHED or unfinished.model.exists():
+        checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     config = checkpoint.load_config(run.model)
     length = _length(run, checkpoint.max_length(config), default_length)
     tokenizer = checkpoint.load_tokenizer(run.model)
@@ -169,38 +181,52 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     reading: Any = {"bos": run.bos, "text_field": run.text_field}
     samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, **reading)
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
+    source = checkpoint.source_folder(run.model)
+    identity = identify(run.identity(), options, samples.tokens, checkpoint.fingerprint(run.model, source))
+    unfinished.compare(identity)
+    if unfinished.phase == FINISHED:
+        unfinished.finish()
+        say(f"saved in {run.output}")
+        return
+    if unfinished.state:
+        say(f"going on from {unfinished.folder}; blocks that are done: {unfinished.state.get('block', 0)}")
     say(f"reading the model {run.model}")
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
     model = checkpoint.load_model(
         run.model, checkpoint.DTYPES.get(run.dtype), config=config, allow_missing=run.allow_missing
     )
-    source = checkpoint.source_folder(run.model)
-
-    scores: dict[str, Any] = {}
 
     def score(name: str) -> None:
-        if text is None:
+        if text is None or name in keeper.notes:
             return
         model.to(options.device)
         with display(console) as shown:
             value = score_windows(model, text, progress=shown.window_scored)
         say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-        scores.update({name: value, "source": run.evaluate, **text.record()})
+        keeper.notes.update({name: value, "source": run.evaluate, **text.record()})
 
-    score("dense")
-    with display(console) as shown:
-        walk = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-        report = prune_model(model, samples.tokens, **walk, progress=shown.layer_pruned)
-    score("pruned")
-    report = dataclasses.replace(
-        report,
-        options={**report.options, "model": run.model, "dtype": str(model.dtype).removeprefix("torch.")},
-        calibration=samples.provenance(),
-        perplexity=scores,
+    keeper = Keeper(
+        unfinished,
+        identity,
+        prepare=lambda names, folder: checkpoint.prepare(model, tokenizer, source, names, folder),
+        restored=lambda folder: checkpoint.load_model(str(folder), model.dtype, allow_missing=True),
+        notes={},
     )
-    with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
-        checkpoint.save_pruned(model, tokenizer, source, pruned_parameters(model, report), folder)
-        report.write(folder)
+    with keeping(unfinished):
+        score("dense")
+        with display(console) as shown:
+            walk = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+            report = prune_model(model, samples.tokens, **walk, progress=shown.layer_pruned, keeper=keeper)
+        score("pruned")
+        report = dataclasses.replace(
+            report,
+            options={**report.options, "model": run.model, "dtype": str(model.dtype).removeprefix("torch.")},
+            calibration=samples.provenance(),
+            perplexity=keeper.notes,
+        )
+        with checkpoint.room_for(unfinished.folder):
+            report.write(unfinished.model)
+            unfinished.finish()
     print_summary(report, console)
     say(f"saved in {run.output}")
 

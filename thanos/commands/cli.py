@@ -41,8 +41,8 @@ class Command(click.Command):
             message = " ".join(error.format_message().split())
             click.echo(f"Error: {message}", err=True)
             sys.exit(error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("Error: interrupted; nothing was written", err=True)
+        except (click.Abort, KeyboardInterrupt) as error:
+            click.echo(f"Error: interrupted; {error.__cause__ or error or 'nothing was written'}", err=True)
             sys.exit(_INTERRUPTED)
 
     def invoke(self, ctx: click.Context) -> Any:

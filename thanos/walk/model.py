@@ -20,7 +20,9 @@ from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
 from thanos.walk.memory import freed_memory_kept
 from thanos.walk.plan import make_plan, work_device
+from thanos.walk.resume import Keeper
 from thanos.walk.walk import State, Walk
+from thanos.walk.zeros import count_zeros
 
 _ROUTER = "it routes tokens to experts"
 _UNUSED = "no calibration token reached it, or its weight is used without calling it"
@@ -32,6 +34,7 @@ def prune_model(
     pattern: Pattern | str | float,
     *,
     progress: Callable[[Progress], None] | None = None,
+    keeper: Keeper | None = None,
     **options: Any,
 ) -> ModelReport:
     """Prune the linear layers of a causal language model in place, one decoder block after the other.
@@ -43,6 +46,7 @@ def prune_model(
         samples: (N, S), int64: calibration token ids, such as :func:`thanos.load_samples` draws.
         pattern: as for :func:`thanos.prune_weight`.
         progress: called before and after each layer is pruned.
+        keeper: writes down each block that is done, and goes on with a walk that was written down.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
             damping, metric, backend, exclude, passes, batch_size, memory_limit, experts, device.
 
@@ -61,11 +65,16 @@ def prune_model(
     try:
         with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
             clock = Clock(work_device(decoder, chosen))
-            plan, hidden = make_plan(model, decoder, samples, chosen, clock)
-            walk = Walk(plan, chosen, frozenset(layers), clock, progress)
-            state = State(hidden)
+            if keeper is None:
+                plan, hidden = make_plan(model, decoder, samples, chosen, clock)
+                state = State(hidden)
+            else:
+                plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()))
+            walk = Walk(plan, chosen, frozenset(layers), clock, progress, keeper.patch if keeper is not None else None)
             while state.block < len(plan.store):
                 walk.prune_block(state)
+                if keeper is not None:
+                    keeper.keep(state, len(plan.store), clock)
     finally:
         model.train(training)
     return _record(walk, state, decoder)
@@ -134,11 +143,15 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
     plan, options = walk.plan, walk.options
     layers = [layer for block in decoder.layers for layer in block]
     running = {layer.name for block in plan.decoder.layers for layer in block}
+    counts = list(state.counts)
+    for block, inside in zip(decoder.blocks, decoder.layers, strict=True):
+        if not any(block is other for other in plan.decoder.blocks):
+            counts.append(count_zeros(block, inside, {}))
     return ModelReport(
         method=options.method,
         pattern=str(options.pattern),
         nominal_sparsity=options.pattern.sparsity,
-        effective_sparsity=_zeros(decoder, state),
+        effective_sparsity=sum(zeros for zeros, _ in counts) / sum(weights for _, weights in counts),
         options={**options.record(), "device": str(plan.device)},
         layers=list(state.reports.values()),
         excluded=[layer.name for layer in layers if layer.name not in walk.chosen],
@@ -149,28 +162,5 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
             if layer.name in walk.chosen and layer.name not in state.reports
         },
         passes=plan.passes,
-        seconds=walk.clock.stop(),
+        seconds={part: seconds + state.seconds.get(part, 0.0) for part, seconds in walk.clock.stop().items()},
     )
-
-
-def _zeros(decoder: Decoder, state: State) -> float:
-    """The share of zeros in all weights of the blocks, counted; in pruned layers it is counted already."""
-    layers = [layer for block in decoder.layers for layer in block]
-    counted = {id(parameter) for block in decoder.blocks for parameter in block.parameters() if parameter.dim() < 2}
-    total = zeros = 0
-    for layer in layers:
-        report = state.reports.get(layer.name)
-        total += layer.weight.numel()
-        zeros += report.zeros if report else layer.weight.numel() - int(layer.weight.count_nonzero())
-        counted |= {id(parameter) for parameter in holder(layer).parameters(recurse=False)}
-    for block in decoder.blocks:
-        for parameter in block.parameters():
-            if id(parameter) not in counted:
-                counted.add(id(parameter))
-                total += parameter.numel()
-                zeros += parameter.numel() - int(parameter.count_nonzero())
-    return zeros / total
-
-
-def holder(layer: Layer) -> nn.Module:
-    return layer.module if layer.experts is None else layer.experts.holder()

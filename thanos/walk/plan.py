@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder
 from thanos.walk.memory import available_memory, bytes_per_sample
 from thanos.walk.replay import Call, Capture
+from thanos.walk.spool import Hidden, Layout, SpooledHidden
 from thanos.walk.store import BlockStore, MemoryStore
 
 _BATCH_TOKENS = 4096  # in a batch of the two-pass walk
@@ -30,6 +32,7 @@ class Plan:
         passes: forwards per block.
         device: where blocks are worked on.
         memory_limit: bytes for activations, and for the Hessians of experts.
+        batch_size: samples in a batch, but for the last one.
     """
 
     store: BlockStore
@@ -38,12 +41,21 @@ class Plan:
     passes: int
     device: torch.device
     memory_limit: int
+    batch_size: int = 1
 
 
 def make_plan(
-    model: nn.Module, decoder: Decoder, samples: Tensor, options: WalkOptions, clock: Clock
-) -> tuple[Plan, list[Tensor]]:
+    model: nn.Module,
+    decoder: Decoder,
+    samples: Tensor,
+    options: WalkOptions,
+    clock: Clock,
+    spool_folder: Path | None = None,
+) -> tuple[Plan, Hidden]:
     """Run the model up to its blocks, and decide how many samples go through them at a time.
+
+    Args:
+        spool_folder: where hidden states that take more than the memory limit are kept; None keeps them in memory.
 
     Returns:
         The plan, and the hidden states (n, S, d) of each batch in front of the first block.
@@ -60,13 +72,17 @@ def make_plan(
         passes = 1 if each * len(samples) <= limit else 2
         size = size or max(1, min(_BATCH_TOKENS // samples.shape[1], limit // each))
     size = len(samples) if passes == 1 else size or max(1, _BATCH_TOKENS // samples.shape[1])
-    hidden, calls = [], []
+    hidden: Hidden = []
+    calls = []
     with clock("forward"):
-        for part in samples.split(size):
+        for batch, part in enumerate(samples.split(size)):
             first, recorded = capture(part)
-            hidden.append(first.to(device))
+            if batch == 0 and spool_folder is not None and len(samples) * first[0].nbytes > limit:
+                shapes = [(len(one), *first.shape[1:]) for one in samples.split(size)]
+                hidden = SpooledHidden(spool_folder, Layout(first.dtype, shapes), device)
+            hidden.append(first.to(device).contiguous())
             calls.append(recorded)
-    return Plan(store, capture.decoder, calls, passes, device, limit), hidden
+    return Plan(store, capture.decoder, calls, passes, device, limit, size), hidden
 
 
 def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:
