@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from click.core import ParameterSource
 from rich.console import Console
 
 from thanos.commands.cli import (
     DEVICE_OPTION,
     DTYPE_OPTION,
+    STREAM_OPTION,
     TEXT,
     WINDOWS_OPTION,
     Command,
@@ -47,6 +50,7 @@ class _Run:
     evaluate: str | None
     windows: int | None
     allow_missing: bool
+    stream: str
     resume: bool
     overwrite: bool
 
@@ -125,6 +129,7 @@ def _default(name: str) -> Any:
 @click.option(
     "--allow-missing", is_flag=True, help="Take a checkpoint that lacks tensors, or holds some that its model does not."
 )
+@STREAM_OPTION
 @click.option("--resume", is_flag=True, help="Go on with the same run, which was interrupted, from DIR.partial.")
 @click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
 @click.pass_context
@@ -164,10 +169,13 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
     from thanos.commands.keeping import identify, keeping
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import score_windows
+    from thanos.scoring.streamed import score_streamed
     from thanos.scoring.windows import load_windows
     from thanos.text import load_samples
     from thanos.walk.model import prune_model
     from thanos.walk.resume import Keeper
+    from thanos.walk.store import from_files, in_memory
+    from thanos.walk.stream import choose_stream, load_streamed
 
     unfinished = checkpoint.Partial(run.output)
     unfinished.check(run.resume)
@@ -190,33 +198,51 @@ def _run(run: _Run, options: WalkOptions, default_length: bool, console: Console
         return
     if unfinished.state:
         say(f"going on from {unfinished.folder}; blocks that are done: {unfinished.state.get('block', 0)}")
-    say(f"reading the model {run.model}")
+    streaming, why = choose_stream(run.stream, source)
+    say(f"{'streaming' if streaming else 'reading'} the model {run.model} ({why})")
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
-    model = checkpoint.load_model(
-        run.model, checkpoint.DTYPES.get(run.dtype), config=config, allow_missing=run.allow_missing
-    )
+    how: Any = {"config": config, "allow_missing": run.allow_missing}
+    dtype, files = checkpoint.DTYPES.get(run.dtype), None
+    if streaming:
+        model, files = load_streamed(run.model, dtype, **how)
+    else:
+        model = checkpoint.load_model(run.model, dtype, **how)
 
     def score(name: str) -> None:
         if text is None or name in keeper.notes:
             return
-        model.to(options.device)
         with display(console) as shown:
-            value = score_windows(model, text, progress=shown.window_scored)
+            if files is None:
+                value = score_windows(model.to(options.device), text, progress=shown.window_scored)
+            else:
+                pruned = name == "pruned"
+                scored = load_streamed(str(unfinished.model), allow_missing=True) if pruned else (model, files)
+                value = score_streamed(
+                    *scored, text, torch.device(options.device or "cpu"), progress=shown.window_scored
+                )
         say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
         keeper.notes.update({name: value, "source": run.evaluate, **text.record()})
 
-    keeper = Keeper(
-        unfinished,
-        identity,
-        prepare=lambda names, folder: checkpoint.prepare(model, tokenizer, source, names, folder),
-        restored=lambda folder: checkpoint.load_model(str(folder), model.dtype, allow_missing=True),
-        notes={},
-    )
+    def prepare(names: Iterable[str], folder: Path) -> None:
+        if files is not None and not checkpoint.updates_source(model, source, names):
+            raise ValueError(
+                f"a streamed model keeps its layout and its dtype, and {run.model} cannot be saved so with "
+                f"--dtype {run.dtype}; pass --stream no"
+            )
+        checkpoint.prepare(model, tokenizer, source, names, folder)
+
+    def restored(folder: Path) -> Any:
+        return checkpoint.load_model(str(folder), model.dtype, allow_missing=True)
+
+    keeper = Keeper(unfinished, identity, prepare, None if streaming else restored, notes={})
+    stores = in_memory if files is None else from_files(files)
     with keeping(unfinished):
         score("dense")
         with display(console) as shown:
             walk = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-            report = prune_model(model, samples.tokens, **walk, progress=shown.layer_pruned, keeper=keeper)
+            report = prune_model(
+                model, samples.tokens, **walk, progress=shown.layer_pruned, keeper=keeper, stores=stores
+            )
         score("pruned")
         report = dataclasses.replace(
             report,

@@ -138,6 +138,13 @@ DTYPE_OPTION = click.option(
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Of the weights, the forwards and the saved model; auto is the checkpoint's own, float32 for GGUF files.",
 )
+STREAM_OPTION = click.option(
+    "--stream",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "yes", "no"]),
+    help="Read each block from the files when its turn comes; auto: where the model takes over half of the memory.",
+)
 WINDOWS_OPTION = click.option(
     "--windows", type=click.IntRange(min=1), help="Take the first N windows of a text for perplexity only."
 )

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from thanos.checkpoint import max_length
-from thanos.engine.factor import finite
-from thanos.engine.timing import read
 from thanos.options import WalkOptions
 from thanos.pattern import Pattern
 from thanos.report import ModelReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
+from thanos.walk.finite import check_finite
 from thanos.walk.memory import freed_memory_kept
 from thanos.walk.plan import make_plan, work_device
 from thanos.walk.resume import Keeper
+from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State, Walk
 from thanos.walk.zeros import count_zeros
 
@@ -35,6 +35,7 @@ def prune_model(
     *,
     progress: Callable[[Progress], None] | None = None,
     keeper: Keeper | None = None,
+    stores: Stores = in_memory,
     **options: Any,
 ) -> ModelReport:
     """Prune the linear layers of a causal language model in place, one decoder block after the other.
@@ -47,6 +48,7 @@ def prune_model(
         pattern: as for :func:`thanos.prune_weight`.
         progress: called before and after each layer is pruned.
         keeper: writes down each block that is done, and goes on with a walk that was written down.
+        stores: where blocks come from that are not in memory, with a ``keeper``; see :mod:`thanos.walk.store`.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
             damping, metric, backend, exclude, passes, batch_size, memory_limit, experts, device.
 
@@ -59,17 +61,17 @@ def prune_model(
     decoder = find_decoder(model)
     layers = choose_layers(decoder, chosen)
     samples = check_samples(model, samples)
-    check_layers(layers, chosen)
+    check_layers(layers, chosen, resident=stores is in_memory)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
             clock = Clock(work_device(decoder, chosen))
             if keeper is None:
-                plan, hidden = make_plan(model, decoder, samples, chosen, clock)
+                plan, hidden = make_plan(model, decoder, samples, chosen, clock, None, stores)
                 state = State(hidden)
             else:
-                plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()))
+                plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores)
             walk = Walk(plan, chosen, frozenset(layers), clock, progress, keeper.patch if keeper is not None else None)
             while state.block < len(plan.store):
                 walk.prune_block(state)
@@ -77,7 +79,7 @@ def prune_model(
                     keeper.keep(state, len(plan.store), clock)
     finally:
         model.train(training)
-    return _record(walk, state, decoder)
+    return _record(walk, state, decoder, stores)
 
 
 def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
@@ -120,25 +122,20 @@ def check_samples(model: nn.Module, samples: Any) -> Tensor:
     return samples
 
 
-def check_layers(layers: dict[str, Layer], options: WalkOptions) -> None:
+def check_layers(layers: dict[str, Layer], options: WalkOptions, resident: bool = True) -> None:
     """Raise ValueError, naming the layer, where one cannot be pruned so, is not loaded, or holds NaN or infinity."""
     for name, layer in layers.items():
         try:
             options.check_layer(*layer.weight.shape)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        if layer.weight.is_meta:
+        if resident and layer.weight.is_meta:
             raise ValueError(f"{name}: its weights are not loaded")
-    flags_of: dict[torch.device, dict[str, Tensor]] = {}
-    for name, layer in layers.items():
-        flags_of.setdefault(layer.weight.device, {})[name] = finite(layer.weight)
-    for flags in flags_of.values():  # one wait for each device
-        for name, flag in zip(flags, read(*flags.values()), strict=True):
-            if not flag:
-                raise ValueError(f"{name}: its weights hold NaN or infinity")
+    if resident:
+        check_finite(layers.values())
 
 
-def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
+def _record(walk: Walk, state: State, decoder: Decoder, stores: Stores) -> ModelReport:
     """The record of the finished walk."""
     plan, options = walk.plan, walk.options
     layers = [layer for block in decoder.layers for layer in block]
@@ -146,7 +143,9 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
     counts = list(state.counts)
     for block, inside in zip(decoder.blocks, decoder.layers, strict=True):
         if not any(block is other for other in plan.decoder.blocks):
-            counts.append(count_zeros(block, inside, {}))
+            one = stores([block], plan.device)
+            counts.append(count_zeros(one.load(0, torch.device("cpu")), inside, {}))
+            one.store(0)
     return ModelReport(
         method=options.method,
         pattern=str(options.pattern),

@@ -15,7 +15,7 @@ from thanos.walk.decoder import Decoder
 from thanos.walk.memory import available_memory, bytes_per_sample
 from thanos.walk.replay import Call, Capture
 from thanos.walk.spool import Hidden, Layout, SpooledHidden
-from thanos.walk.store import BlockStore, MemoryStore
+from thanos.walk.store import BlockStore, Stores, in_memory
 
 _BATCH_TOKENS = 4096  # in a batch of the two-pass walk
 _MEMORY_SHARE = 0.5  # of what is free goes to activations
@@ -51,17 +51,20 @@ def make_plan(
     options: WalkOptions,
     clock: Clock,
     spool_folder: Path | None = None,
+    stores: Stores = in_memory,
 ) -> tuple[Plan, Hidden]:
     """Run the model up to its blocks, and decide how many samples go through them at a time.
 
     Args:
         spool_folder: where hidden states that take more than the memory limit are kept; None keeps them in memory.
+        stores: makes the store of some blocks, and of the device that the embeddings are on.
 
     Returns:
         The plan, and the hidden states (n, S, d) of each batch in front of the first block.
     """
-    capture = Capture(model, decoder, samples)
-    store = MemoryStore(capture.decoder.blocks)
+    home = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    capture = Capture(model, decoder, samples, stores(decoder.blocks, home).running)
+    store = stores(capture.decoder.blocks, home)
     device = work_device(decoder, options)
     limit = options.memory_limit
     if limit is None:
@@ -89,7 +92,8 @@ def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:
     """Where the blocks are worked on."""
     if options.device is not None:
         return torch.device(options.device)
-    return next(decoder.blocks[0].parameters()).device
+    device = next(decoder.blocks[0].parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _bytes_per_sample(capture: Capture, store: BlockStore, sample: Tensor, device: torch.device) -> int:

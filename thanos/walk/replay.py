@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class Capture:
         decoder: its blocks.
         samples: (N, S), token ids; a short piece of the first is used to learn in which order the blocks run and what
             they return, and to check that calling them one after the other gives what the model itself computes.
+        running: within its body, the model and its blocks can run; they can all the time if they are in memory.
 
     Attributes:
         decoder: the blocks that run, in their order.
@@ -71,17 +72,25 @@ class Capture:
         ValueError: the blocks are no simple chain, so they cannot be replayed one by one.
     """
 
-    def __init__(self, model: nn.Module, decoder: Decoder, samples: Tensor) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decoder: Decoder,
+        samples: Tensor,
+        running: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._model = model
         self._kept: dict[Any, list[Tensor]] = {}
         tokens = samples[:1, :_PROBE_TOKENS]
-        order, outputs, shape = _watch(model, decoder.blocks, tokens)
+        with running():
+            order, outputs, shape = _watch(model, decoder.blocks, tokens)
         parts = decoder.blocks, decoder.layers, decoder.skipped
         self.decoder = Decoder(*([part[i] for i in order] for part in parts))  # type: ignore[arg-type]
         self._templates = [_template(output, shape) for output in outputs]
         hidden, calls = self(tokens)
-        for call, block in zip(calls, self.decoder.blocks, strict=True):
-            hidden = call(block, hidden)
+        with running():
+            for call, block in zip(calls, self.decoder.blocks, strict=True):
+                hidden = call(block, hidden)
         expected = hidden_states(outputs[-1], shape)
         if not torch.allclose(hidden.float(), expected.float(), rtol=0.02, atol=1e-3, equal_nan=True):
             raise _no_chain(model)
@@ -123,6 +132,18 @@ class Capture:
             with suppress(_Stopped):
                 run_model(_without_head(self._model), tokens)
         return first[0], calls
+
+    def finish(self, tokens: Tensor, hidden: Tensor) -> Any:
+        """The model's output for ``tokens`` (batch, length), where the last block gives ``hidden``; no block runs."""
+
+        def giver(index: int) -> Callable[..., Any]:
+            filled = tree_map(lambda value: hidden if value is _HIDDEN else value, self._templates[index])
+            return lambda *_, **__: filled
+
+        with ExitStack() as stack:
+            for index, block in enumerate(self.decoder.blocks):
+                stack.enter_context(replaced_forward(block, giver(index)))
+            return run_model(self._model, tokens)
 
     def _keep_once(self, tensor: Tensor) -> Tensor:
         alike = self._kept.setdefault((tensor.shape, tensor.stride(), tensor.dtype, tensor.device), [])

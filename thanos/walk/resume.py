@@ -22,6 +22,7 @@ from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.plan import Plan, make_plan
 from thanos.walk.spool import SpooledHidden, read_hidden, write_hidden
+from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State
 
 _SETTLED = ("passes", "batch_size", "memory_limit")
@@ -60,17 +61,19 @@ class Keeper:
         options: WalkOptions,
         clock: Clock,
         layers: list[Layer],
+        stores: Stores = in_memory,
     ) -> tuple[Plan, State]:
         """The plan and the state that the walk begins with: that of the first block, or of the one that was reached.
 
         Args:
             layers: those that are to be pruned.
+            stores: see :func:`make_plan`.
         """
         partial = self._partial
         with room_for(partial.folder):
             partial.begin(self._identity)
             options = dataclasses.replace(options, **partial.state.get("settled", {}))
-            plan, hidden = make_plan(model, decoder, samples, options, clock, partial.folder)
+            plan, hidden = make_plan(model, decoder, samples, options, clock, partial.folder, stores)
             if partial.phase == PREPARING:
                 partial.empty()
                 self._prepare(sorted({layer.parameter_name for layer in layers}), partial.model)

@@ -17,6 +17,7 @@ from thanos.report import LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer
 from thanos.walk.events import Progress
+from thanos.walk.finite import check_finite
 from thanos.walk.hessians import Collector, InputHessian
 from thanos.walk.plan import Plan
 from thanos.walk.spool import Hidden
@@ -65,6 +66,8 @@ class Walk:
         index, plan = state.block, self.plan
         module = plan.store.load(index, plan.device)
         layers = [layer for layer in plan.decoder.layers[index] if layer.name in self.chosen]
+        if not plan.store.resident:
+            check_finite(layers)
         block = _Block(self, state, Collector(self.options.backend, self.options.experts == "all"))
         if plan.passes == 1:
             with block.collector.watching(layers, block.prune_before_it_runs):
