@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from thanos.commands.cli import (
     DEVICE_OPTION,
+    STREAM_OPTION,
     TEXT,
     TRUST_OPTION,
     WINDOWS_OPTION,
@@ -30,12 +32,14 @@ from thanos.commands.cli import (
 )
 from thanos.commands.quiet import silence_libraries
 from thanos.scoring.perplexity import load_tokens, perplexity, score_windows
+from thanos.scoring.streamed import score_streamed
 from thanos.scoring.windows import Windows, load_windows, window_length
 from thanos.scoring.zeroshot import TASKS, LoadedTasks, ZeroShot, load_tasks, zero_shot
 
 __all__ = ["load_tokens", "main", "perplexity"]
 
 _NONE = "none"
+_STREAMED_SEQUENCES = 64  # of tasks, run together: each block is read for every batch
 
 
 def _text(name: str) -> str:
@@ -77,6 +81,7 @@ class _Run:
     device: torch.device | None
     dtype: str
     trust_remote_code: bool
+    stream: str
     overwrite: bool
 
 
@@ -141,6 +146,7 @@ class _TextScore:
     help="Of the weights and the forwards; auto is the checkpoint's own, float32 for GGUF files.",
 )
 @TRUST_OPTION
+@STREAM_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace the output file, if there is one.")
 def main(**options: Any) -> None:
     """Measure the perplexity and the zero-shot accuracy of the causal language model MODEL.
@@ -177,21 +183,26 @@ def _run(run: _Run, console: Console) -> None:
     tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
     reading: Any = {"bos": run.bos, "text_field": run.text_field}
     cut = [load_windows(name, tokenizer, length, windows=run.windows, **reading) for name in texts]
-    say(f"reading the model {run.model}")
     device = default_device(run.device)
-    model = _load(run.model, checkpoint.DTYPES.get(run.dtype), device, config, run.trust_remote_code)
+    streaming, why = _streaming(run)
+    say(f"{'streaming' if streaming else 'reading'} the model {run.model} ({why})")
+    model, files = _load(run.model, checkpoint.DTYPES.get(run.dtype), device, config, streaming, run.trust_remote_code)
 
     scores = []
     for text in cut:
         with display(console) as shown:
-            value = score_windows(model, text, progress=shown.window_scored)
+            if files is None:
+                value = score_windows(model, text, progress=shown.window_scored)
+            else:
+                value = score_streamed(model, files, text, device, progress=shown.window_scored)
         scores.append(_TextScore(text, value))
         say(f"perplexity on {text.source}: {value:.2f}")
     answers = None
     if loaded.tasks:
-        with display(console) as shown:
+        size = run.batch_size or (_STREAMED_SEQUENCES if streaming else None)
+        with display(console) as shown, _running(model, files, device):
             answers = zero_shot(
-                model, tokenizer, loaded, limit=run.limit, batch_size=run.batch_size, progress=shown.documents_scored
+                model, tokenizer, loaded, limit=run.limit, batch_size=size, progress=shown.documents_scored
             )
     for table in _tables(scores, answers):
         console.print(table)
@@ -201,15 +212,44 @@ def _run(run: _Run, console: Console) -> None:
         say(f"written to {run.output}")
 
 
-def _load(model: str, dtype: torch.dtype | None, device: torch.device, config: Any, trusted: bool) -> Any:
-    """The model, compact or ordinary, on the device."""
+def _streaming(run: _Run) -> tuple[bool, str]:
+    """Whether the model is streamed, and why."""
+    from thanos import checkpoint
+    from thanos.compact import MANIFEST
+    from thanos.walk.stream import choose_stream
+
+    if (Path(run.model) / MANIFEST).is_file():
+        if run.stream == "yes":
+            raise ValueError(f"{run.model} is compact, and only ordinary checkpoints can be streamed; pass --stream no")
+        return False, "it is compact"
+    return choose_stream(run.stream, checkpoint.source_folder(run.model))
+
+
+def _running(model: Any, files: Any, device: torch.device) -> AbstractContextManager[None]:
+    """Within the body, the model can run as a whole; a streamed one reads each block when its turn comes."""
+    from thanos.walk.decoder import find_decoder
+    from thanos.walk.store import DiskStore, move_loaded
+
+    if files is None:
+        return nullcontext()
+    move_loaded(model, device)
+    return DiskStore(files, find_decoder(model).blocks, device).running()
+
+
+def _load(
+    model: str, dtype: torch.dtype | None, device: torch.device, config: Any, streaming: bool, trusted: bool
+) -> tuple[Any, Any]:
+    """The model, compact or ordinary, on the device; of a streamed one also the files of its blocks."""
     from thanos import checkpoint, compact
     from thanos.compact import MANIFEST
+    from thanos.walk.stream import load_streamed
 
+    if streaming:
+        return load_streamed(model, dtype, config=config)
     if (Path(model) / MANIFEST).is_file():
         loaded = compact.load(model)
-        return loaded.to(device=device, dtype=dtype or loaded.dtype)
-    return checkpoint.load_model(model, dtype, device, config=config, trust_remote_code=trusted)
+        return loaded.to(device=device, dtype=dtype or loaded.dtype), None
+    return checkpoint.load_model(model, dtype, device, config=config, trust_remote_code=trusted), None
 
 
 def _tables(scores: list[_TextScore], answers: ZeroShot | None) -> Iterator[Table]:

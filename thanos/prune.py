@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from click.core import ParameterSource
 from rich.console import Console
 
 from thanos.commands.cli import (
     DEVICE_OPTION,
     DTYPE_OPTION,
+    STREAM_OPTION,
     TEXT,
     TRUST_OPTION,
     WINDOWS_OPTION,
@@ -62,7 +64,13 @@ class _Run:
     evaluate: str | None
     windows: int | None
     allow_missing: bool
+    stream: str
+    resume: bool
     overwrite: bool
+
+    def identity(self) -> dict[str, Any]:
+        """The arguments that decide what comes out."""
+        return {"--evaluate": self.evaluate, "--windows": self.windows, "--dtype": self.dtype, "MODEL": self.model}
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,8 @@ def _default(name: str) -> Any:
 @click.option(
     "--allow-missing", is_flag=True, help="Take a checkpoint that lacks tensors, or holds some that its model does not."
 )
+@STREAM_OPTION
+@click.option("--resume", is_flag=True, help="Go on with the same run, which was interrupted, from DIR.partial.")
 @click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
@@ -188,7 +198,10 @@ def main(context: click.Context, /, **options: Any) -> None:
     given = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     default_length = context.get_parameter_source("sequence_length") is ParameterSource.DEFAULT
     options["device"] = default_device(options["device"])
-    _run(_Run(**own), _job(options, given), default_length, Console())
+    run, job = _Run(**own), _job(options, given)
+    if isinstance(job, SmallerModel) and (run.resume or run.stream == "yes"):
+        raise click.UsageError(f"--resume and --stream are no options of the pattern {job.pattern}")
+    _run(run, job, default_length, Console())
 
 
 def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel:
@@ -212,20 +225,35 @@ def _walk_options(options: dict[str, Any]) -> WalkOptions:
         raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What was read before the model: its configuration, the calibration samples, and the text to score it on."""
+
+    config: Any
+    tokenizer: Any
+    samples: Any
+    text: Any
+    source: Path | None
+    console: Console
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, console: Console) -> None:
-    """Read, prune and write; what is cheap to refuse comes first."""
+    """Read and check what is cheap to refuse, then prune and write."""
     silence_libraries()
     from thanos import checkpoint
-    from thanos.commands.display import display
+    from thanos.checkpoint.partial import FINISHED
     from thanos.compact import MANIFEST
-    from thanos.report.terminal import print_summary
-    from thanos.scoring.perplexity import score_windows
     from thanos.scoring.windows import load_windows
-    from thanos.shrink import ShrinkPlan
     from thanos.text import load_samples
-    from thanos.walk.model import check_model, check_samples, prune_model, pruned_parameters
+    from thanos.walk.model import check_model, check_samples
 
-    checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
+    unfinished = checkpoint.Partial(run.output)
+    unfinished.check(run.resume)
+    if unfinished.phase != FINISHED or unfinished.model.exists():
+        checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     if (Path(run.model) / MANIFEST).is_file():
         raise ValueError(f"{run.model} is a compact checkpoint; restore it with thanos.unpack, and prune that")
     trusted: Any = {"trust_remote_code": run.trust_remote_code}
@@ -236,60 +264,149 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
     if skeleton is not None and isinstance(job, WalkOptions):
         check_model(skeleton, job)
     tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    say(f"reading calibration text from {run.calibration}")
+    console.print(f"reading calibration text from {run.calibration}", highlight=False, markup=False, soft_wrap=True)
     reading: Any = {"bos": run.bos, "text_field": run.text_field}
     samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, **reading)
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     if skeleton is not None:
         check_samples(skeleton, samples.tokens)
-    say(f"reading the model {run.model}")
-    # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
-    model = checkpoint.load_model(
-        run.model, checkpoint.DTYPES.get(run.dtype), config=config, allow_missing=run.allow_missing, **trusted
-    )
-    source = checkpoint.source_folder(run.model)
+    given = _Given(config, tokenizer, samples, text, checkpoint.source_folder(run.model), console)
+    if isinstance(job, SmallerModel):
+        _make_smaller(run, job, given)
+    else:
+        _prune(run, job, given, unfinished)
 
+
+def _make_smaller(run: _Run, job: SmallerModel, given: _Given) -> None:
+    """Remove parts of the model's shape, in memory, and write what comes out whole."""
+    from thanos import checkpoint
+    from thanos.commands.display import display
+    from thanos.report.terminal import print_summary
+    from thanos.scoring.perplexity import score_windows
+    from thanos.shrink import ShrinkPlan
+
+    given.say(f"reading the model {run.model}")
+    how: Any = {"allow_missing": run.allow_missing, "trust_remote_code": run.trust_remote_code}
+    model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=given.config, **how)
     scores: dict[str, Any] = {}
 
     def score(name: str) -> None:
-        if text is None:
-            return
-        model.to(job.device)
-        with display(console) as shown:
-            value = score_windows(model, text, progress=shown.window_scored)
-        say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-        scores.update({name: value, "source": run.evaluate, **text.record()})
+        if given.text is not None:
+            with display(given.console) as shown:
+                value = score_windows(model.to(job.device), given.text, progress=shown.window_scored)
+            given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
+            scores.update({name: value, "source": run.evaluate, **given.text.record()})
 
-    plan = sets = None
-    if isinstance(job, SmallerModel):
-        plan = ShrinkPlan(model, samples.tokens, **job.arguments())
-        for sentence in plan.became:
-            say(sentence)
+    plan = ShrinkPlan(model, given.samples.tokens, **job.arguments())
+    for line in plan.became:
+        given.say(line)
     score("dense")
-    with display(console) as shown:
-        if plan is not None:
-            shrunk = plan.run(shown.layer_pruned)
-            model, report, sets = shrunk.model, shrunk.report, shrunk.sets
-        else:
-            report = prune_model(model, samples.tokens, **job.arguments(), progress=shown.layer_pruned)
+    with display(given.console) as shown:
+        shrunk = plan.run(shown.layer_pruned)
+    model = shrunk.model
     score("pruned")
-    report = dataclasses.replace(
+    report = _finished(shrunk.report, run, model, given, scores)
+    with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
+        if shrunk.sets is None:
+            checkpoint.save_smaller(model, given.tokenizer, given.source, folder)
+        else:
+            checkpoint.save_pruned(model, given.tokenizer, given.source, (), folder)
+            shrunk.sets.write(folder)
+        report.write(folder)
+    print_summary(report, given.console)
+    given.say(f"saved in {run.output}")
+
+
+def _finished(report: Any, run: _Run, model: Any, given: _Given, scores: dict[str, Any]) -> Any:
+    """The report with what only the command knows."""
+    return dataclasses.replace(
         report,
         options={**report.options, "model": run.model, "dtype": str(model.dtype).removeprefix("torch.")},
-        calibration=samples.provenance(),
+        calibration=given.samples.provenance(),
         perplexity=scores,
     )
-    with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
-        if plan is not None and sets is None:
-            checkpoint.save_smaller(model, tokenizer, source, folder)
-        else:
-            checkpoint.save_pruned(model, tokenizer, source, pruned_parameters(model, report), folder)
-        report.write(folder)
-        if sets is not None:
-            sets.write(folder)
-    print_summary(report, console)
-    say(f"saved in {run.output}")
+
+
+def _prune(run: _Run, options: WalkOptions, given: _Given, unfinished: Any) -> None:
+    """Prune the model's weights, block by block into a directory that a run can be taken up from."""
+    from thanos import checkpoint
+    from thanos.checkpoint.partial import FINISHED
+    from thanos.commands.display import display
+    from thanos.commands.keeping import identify, keeping
+    from thanos.report.terminal import print_summary
+    from thanos.scoring.perplexity import score_windows
+    from thanos.scoring.streamed import score_streamed
+    from thanos.walk.model import prune_model
+    from thanos.walk.resume import Keeper
+    from thanos.walk.store import from_files, in_memory
+    from thanos.walk.stream import choose_stream, load_streamed
+
+    samples, text, source = given.samples, given.text, given.source
+    identity = identify(run.identity(), options, samples.tokens, checkpoint.fingerprint(run.model, source))
+    unfinished.compare(identity)
+    if unfinished.phase == FINISHED:
+        unfinished.finish()
+        given.say(f"saved in {run.output}")
+        return
+    if unfinished.state:
+        given.say(f"going on from {unfinished.folder}; blocks that are done: {unfinished.state.get('block', 0)}")
+    streaming, why = choose_stream(run.stream, source)
+    given.say(f"{'streaming' if streaming else 'reading'} the model {run.model} ({why})")
+    # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
+    how: Any = {"config": given.config, "allow_missing": run.allow_missing}
+    dtype, files = checkpoint.DTYPES.get(run.dtype), None
+    if streaming:
+        model, files = load_streamed(run.model, dtype, **how)
+    else:
+        model = checkpoint.load_model(run.model, dtype, trust_remote_code=run.trust_remote_code, **how)
+
+    def score(name: str) -> None:
+        if text is None or name in keeper.notes:
+            return
+        with display(given.console) as shown:
+            if files is None:
+                value = score_windows(model.to(options.device), text, progress=shown.window_scored)
+            else:
+                pruned = name == "pruned"
+                scored = load_streamed(str(unfinished.model), allow_missing=True) if pruned else (model, files)
+                value = score_streamed(
+                    *scored, text, torch.device(options.device or "cpu"), progress=shown.window_scored
+                )
+        given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
+        keeper.notes.update({name: value, "source": run.evaluate, **text.record()})
+
+    def prepare(names: Iterable[str], folder: Path) -> None:
+        if files is not None and not checkpoint.updates_source(model, source, names):
+            raise ValueError(
+                f"a streamed model keeps its layout and its dtype, and {run.model} cannot be saved so with "
+                f"--dtype {run.dtype}; pass --stream no"
+            )
+        checkpoint.prepare(model, given.tokenizer, source, names, folder)
+
+    def restored(folder: Path) -> Any:
+        trusted = {"trust_remote_code": run.trust_remote_code}
+        return checkpoint.load_model(str(folder), model.dtype, allow_missing=True, **trusted)
+
+    keeper = Keeper(unfinished, identity, prepare, None if streaming else restored, notes={})
+    stores = in_memory if files is None else from_files(files)
+    with keeping(unfinished):
+        score("dense")
+        with display(given.console) as shown:
+            report = prune_model(
+                model,
+                samples.tokens,
+                **options.arguments(),
+                progress=shown.layer_pruned,
+                keeper=keeper,
+                stores=stores,
+            )
+        score("pruned")
+        report = _finished(report, run, model, given, keeper.notes)
+        with checkpoint.room_for(unfinished.folder):
+            report.write(unfinished.model)
+            unfinished.finish()
+    print_summary(report, given.console)
+    given.say(f"saved in {run.output}")
 
 
 def _length(run: _Run, limit: int | None, default: bool) -> int:

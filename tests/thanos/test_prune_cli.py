@@ -205,7 +205,7 @@ def test_interruption_leaves_nothing(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("thanos.report.record.ModelReport.write", interrupt)
+    monkeypatch.setattr("thanos.walk.walk.Walk.prune_block", interrupt)
     before = sorted(tmp_path.iterdir())
     result = prune(model_folder, "--output", tmp_path / "out", "--calibration", text, "--samples", 2)
     assert result.exit_code == 130

@@ -1,5 +1,8 @@
 """Model directories: how they are read, and how they are written whole or not at all."""
 
+from thanos.checkpoint.durable import room_for, sync_tree
+from thanos.checkpoint.fingerprint import fingerprint
+from thanos.checkpoint.partial import Partial
 from thanos.checkpoint.reading import (
     DTYPES,
     auto_class,
@@ -11,24 +14,36 @@ from thanos.checkpoint.reading import (
     max_length,
     skeleton,
 )
+from thanos.checkpoint.skeleton import BlockFiles, can_stream, load_skeleton
 from thanos.checkpoint.source import source_folder
-from thanos.checkpoint.update import save_pruned, save_smaller
+from thanos.checkpoint.update import Patches, prepare, save_pruned, save_smaller, updates_source, weight_files
 from thanos.checkpoint.writing import check_target, save_model, staged
 
 __all__ = [
     "DTYPES",
+    "BlockFiles",
+    "Partial",
+    "Patches",
     "auto_class",
+    "can_stream",
     "check_target",
     "check_unquantised",
+    "fingerprint",
     "is_gguf",
     "load_config",
     "load_model",
+    "load_skeleton",
     "load_tokenizer",
     "max_length",
+    "prepare",
+    "room_for",
     "save_model",
     "save_pruned",
     "save_smaller",
     "skeleton",
     "source_folder",
     "staged",
+    "sync_tree",
+    "updates_source",
+    "weight_files",
 ]

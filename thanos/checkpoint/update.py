@@ -8,12 +8,13 @@ weights are saved by Transformers and the other files are copied all the same.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a tensor lies in a safetensors file."""
 
     file: Path
@@ -67,26 +68,36 @@ def save_pruned(model: Any, tokenizer: Any, source: Path | None, changed: Iterab
     Returns:
         Whether the tensors were written into copies of the source's files.
     """
-    if source is None:
-        save_model(model, tokenizer, folder)
-        return False
-    places = _places(weight_files(source))
-    parameters = dict(model.named_parameters())
-    tensors = _as_in_source(model, {name: parameters[name].detach() for name in changed}, places)
-    keeps_dtype = model.dtype == _declared_dtype(source, places)
-    if tensors is not None and keeps_dtype:
+    changed = sorted(changed)
+    updates = prepare(model, tokenizer, source, changed, folder)
+    if updates:
+        Patches(model, folder)(changed)
+    return updates
+
+
+def prepare(model: Any, tokenizer: Any, source: Path | None, changed: Iterable[str], folder: Path) -> bool:
+    """Fill ``folder`` with what a pruned model's directory holds, the model as it is: dense, if it is not pruned yet.
+
+    Args:
+        model, tokenizer, source, changed, folder: as for :func:`save_pruned`.
+
+    Returns:
+        Whether these are the source's own files, in which the changed tensors are to be written by :class:`Patches`;
+        else Transformers saved the model.
+    """
+    if updates_source(model, source, changed):
+        assert source is not None
         _copy_others(source, folder)
         for file in weight_files(source):
             shutil.copyfile(file, folder / file.name)
         if (source / "model.safetensors.index.json").is_file():
             shutil.copyfile(source / "model.safetensors.index.json", folder / "model.safetensors.index.json")
-        for name, tensor in tensors.items():
-            _overwrite(folder / places[name].file.name, places[name], tensor)
         return True
-    save_model(model, None, folder)
-    _copy_others(source, folder)
-    if not keeps_dtype:
-        _declare_dtype(folder / "config.json", model.dtype)
+    save_model(model, tokenizer if source is None else None, folder)
+    if source is not None:
+        _copy_others(source, folder)
+        if model.dtype != _declared_dtype(source, tensor_places(weight_files(source))):
+            _declare_dtype(folder / "config.json", model.dtype)
     return False
 
 
@@ -97,7 +108,51 @@ def save_smaller(model: Any, tokenizer: Any, source: Path | None, folder: Path) 
         _copy_others(source, folder, keep=("config.json",))
 
 
-def _places(files: list[Path]) -> dict[str, _Place]:
+def updates_source(model: Any, source: Path | None, changed: Iterable[str]) -> bool:
+    """Whether every changed parameter has its place in the source's safetensors files, which keep the model's dtype."""
+    if source is None:
+        return False
+    places = tensor_places(weight_files(source))
+    state = {name: model.get_parameter(name).detach().to("meta") for name in changed}
+    return _as_in_source(model, state, places) is not None and model.dtype == _declared_dtype(source, places)
+
+
+class Patches:
+    """Writes parameters over those in a model directory, each at its place in the safetensors files.
+
+    Args:
+        model: the model whose parameters they are.
+        folder: where it was saved.
+    """
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        self._model = model
+        self._places = tensor_places(weight_files(folder))
+
+    def __call__(self, changed: Iterable[str]) -> None:
+        """Write the parameters of these names, and wait until they are on the disk.
+
+        Raises:
+            ValueError: one of them has no place in the files.
+        """
+        names = sorted(changed)
+        state = {name: self._model.get_parameter(name).detach() for name in names}
+        tensors = _as_in_source(self._model, state, self._places)
+        if tensors is None:
+            raise ValueError(f"the saved model has no place for the pruned {names[0]} and its like")
+        by_file: dict[Path, list[str]] = {}
+        for name in tensors:
+            by_file.setdefault(self._places[name].file, []).append(name)
+        for file, inside in by_file.items():
+            with file.open("r+b") as stream:
+                for name in inside:
+                    _overwrite(stream, self._places[name], tensors[name])
+                stream.flush()
+                os.fsync(stream.fileno())
+
+
+def tensor_places(files: Iterable[Path]) -> dict[str, Place]:
+    """Where each tensor of some safetensors files lies."""
     found = {}
     for file in files:
         with file.open("rb") as stream:
@@ -106,11 +161,11 @@ def _places(files: list[Path]) -> dict[str, _Place]:
         for name, entry in header.items():
             if name != "__metadata__":
                 begin = 8 + length + entry["data_offsets"][0]
-                found[name] = _Place(file, begin, entry["dtype"], tuple(entry["shape"]))
+                found[name] = Place(file, begin, entry["dtype"], tuple(entry["shape"]))
     return found
 
 
-def _as_in_source(model: Any, state: dict[str, Tensor], places: dict[str, _Place]) -> dict[str, Tensor] | None:
+def _as_in_source(model: Any, state: dict[str, Tensor], places: dict[str, Place]) -> dict[str, Tensor] | None:
     """The tensors under the source's names and in its layout; None where one of them has no place there."""
     reverted = _reverted(model, state)
     found = {}
@@ -145,11 +200,10 @@ def _names(model: Any, name: str) -> list[str]:
     return names
 
 
-def _overwrite(file: Path, place: _Place, tensor: Tensor) -> None:
+def _overwrite(stream: BinaryIO, place: Place, tensor: Tensor) -> None:
     content = tensor.detach().to("cpu", _DTYPES[place.dtype]).contiguous().view(torch.uint8)
-    with file.open("r+b") as stream:
-        stream.seek(place.begin)
-        stream.write(content.numpy().data)
+    stream.seek(place.begin)
+    stream.write(content.numpy().data)
 
 
 def _copy_others(source: Path, folder: Path, keep: tuple[str, ...] = ()) -> None:
@@ -164,7 +218,7 @@ def _copy_others(source: Path, folder: Path, keep: tuple[str, ...] = ()) -> None
         shutil.copyfile(path, folder / inner)
 
 
-def _declared_dtype(source: Path, places: dict[str, _Place]) -> torch.dtype | None:
+def _declared_dtype(source: Path, places: dict[str, Place]) -> torch.dtype | None:
     """The dtype that Transformers takes for this checkpoint when it is left to choose."""
     config = json.loads((source / "config.json").read_text())
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

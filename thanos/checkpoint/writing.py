@@ -44,19 +44,19 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         yield folder
-        mask = _umask()
-        folder.chmod(0o777 & ~mask)  # mkdtemp makes it private, and safetensors its files
-        for path in folder.iterdir():
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        make_readable(folder)
         _replace(target, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _umask() -> int:
+def make_readable(folder: Path) -> None:
+    """Give a directory and what it holds the usual modes: mkdtemp makes it private, and safetensors its files."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    folder.chmod(0o777 & ~mask)
+    for path in folder.iterdir():
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _replace(target: Path, folder: Path) -> None:

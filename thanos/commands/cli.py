@@ -41,8 +41,8 @@ class Command(click.Command):
             message = " ".join(error.format_message().split())
             click.echo(f"Error: {message}", err=True)
             sys.exit(error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("Error: interrupted; nothing was written", err=True)
+        except (click.Abort, KeyboardInterrupt) as error:
+            click.echo(f"Error: interrupted; {error.__cause__ or error or 'nothing was written'}", err=True)
             sys.exit(_INTERRUPTED)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -142,6 +142,13 @@ TRUST_OPTION = click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Run the Python code that comes with the model, with all that you may do here. Read it first.",
+)
+STREAM_OPTION = click.option(
+    "--stream",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "yes", "no"]),
+    help="Read each block from the files when its turn comes; auto: where the model takes over half of the memory.",
 )
 WINDOWS_OPTION = click.option(
     "--windows", type=click.IntRange(min=1), help="Take the first N windows of a text for perplexity only."

@@ -79,16 +79,16 @@ def perplexity(
 
 def score_windows(model: nn.Module, windows: Windows, *, progress: Callable[[int, int], None] | None = None) -> float:
     """The perplexity of ``model`` on windows of text, see :func:`perplexity`."""
-    count, length = windows.tokens.shape
+    count = len(windows.tokens)
     training = model.training
     model.eval()
     total = 0.0
     try:
         with torch.inference_mode():
             done = 0
-            for batch in windows.tokens.split(max(1, _BATCH_TOKENS // length)):
+            for batch in batches(windows):
                 for logits, window in zip(run_model(model, batch).logits, batch, strict=True):
-                    total += _loss(logits, window, windows.scored)
+                    total += loss(logits, window, windows.scored)
                 done += len(batch)
                 if progress is not None:
                     progress(done, count)
@@ -97,7 +97,12 @@ def score_windows(model: nn.Module, windows: Windows, *, progress: Callable[[int
     return math.exp(total / (count * windows.scored))
 
 
-def _loss(logits: Tensor, tokens: Tensor, scored: int) -> float:
+def batches(windows: Windows) -> list[Tensor]:
+    """The windows that are scored together."""
+    return list(windows.tokens.split(max(1, _BATCH_TOKENS // windows.tokens.shape[1])))
+
+
+def loss(logits: Tensor, tokens: Tensor, scored: int) -> float:
     """The summed loss of predicting the last ``scored`` tokens of a window from the logits (S, V) before them."""
     total = 0.0
     before, predicted = logits[-scored - 1 : -1], tokens[-scored:]

@@ -38,7 +38,7 @@ class Clock:
         return time.perf_counter() - self._begin
 
     def stop(self) -> dict[str, float]:
-        """Seconds of each part, and their ``total``."""
+        """Seconds of each part so far, and their ``total``; the clock may go on."""
         self._switch("other")
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

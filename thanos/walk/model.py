@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from thanos.checkpoint import max_length
-from thanos.engine.factor import finite
-from thanos.engine.timing import read
 from thanos.options import WalkOptions
 from thanos.pattern import Pattern
 from thanos.report import ModelReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
+from thanos.walk.finite import check_finite
 from thanos.walk.memory import freed_memory_kept
 from thanos.walk.plan import make_plan, work_device
 from thanos.walk.replay import NoChainError, watch_blocks
+from thanos.walk.resume import Keeper
+from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State, Walk
+from thanos.walk.zeros import count_zeros
 
 _UNUSED = "no calibration token reached it"
 _BYPASSED = "its weight is used without calling the layer, so its input is not seen"
@@ -33,6 +35,8 @@ def prune_model(
     pattern: Pattern | str | float,
     *,
     progress: Callable[[Progress], None] | None = None,
+    keeper: Keeper | None = None,
+    stores: Stores = in_memory,
     **options: Any,
 ) -> ModelReport:
     """Prune the linear layers of a causal language model in place, one decoder block after the other.
@@ -44,6 +48,8 @@ def prune_model(
         samples: (N, S), int64: calibration token ids, such as :func:`thanos.load_samples` draws.
         pattern: as for :func:`thanos.prune_weight`.
         progress: called before and after each layer is pruned.
+        keeper: writes down each block that is done, and goes on with a walk that was written down.
+        stores: where blocks come from that are not in memory, with a ``keeper``; see :mod:`thanos.walk.store`.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
             damping, metric, backend, exclude, passes, batch_size, memory_limit, experts, device.
 
@@ -56,20 +62,25 @@ def prune_model(
     decoder = find_decoder(model)
     layers = choose_layers(decoder, chosen)
     samples = check_samples(model, samples)
-    check_layers(layers, chosen)
+    check_layers(layers, chosen, resident=stores is in_memory)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
             clock = Clock(work_device(decoder, chosen))
-            plan, hidden = make_plan(model, decoder, samples, chosen, clock)
-            walk = Walk(plan, chosen, frozenset(layers), clock, progress)
-            state = State(hidden)
+            if keeper is None:
+                plan, hidden = make_plan(model, decoder, samples, chosen, clock, None, stores)
+                state = State(hidden)
+            else:
+                plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores)
+            walk = Walk(plan, chosen, frozenset(layers), clock, progress, keeper.patch if keeper is not None else None)
             while state.block < len(plan.store):
                 walk.prune_block(state)
+                if keeper is not None:
+                    keeper.keep(state, len(plan.store), clock)
     finally:
         model.train(training)
-    return _record(walk, state, decoder)
+    return _record(walk, state, decoder, stores)
 
 
 def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
@@ -133,19 +144,14 @@ def check_samples(model: nn.Module, samples: Any) -> Tensor:
     return samples
 
 
-def check_layers(layers: dict[str, Layer], options: WalkOptions) -> None:
+def check_layers(layers: dict[str, Layer], options: WalkOptions, resident: bool = True) -> None:
     """Raise ValueError, naming the layer, where one cannot be pruned so, is not loaded, or holds NaN or infinity."""
     _check_shapes(layers, options)
     for name, layer in layers.items():
-        if layer.weight.is_meta:
+        if resident and layer.weight.is_meta:
             raise ValueError(f"{name}: its weights are not loaded")
-    flags_of: dict[torch.device, dict[str, Tensor]] = {}
-    for name, layer in layers.items():
-        flags_of.setdefault(layer.weight.device, {})[name] = finite(layer.weight)
-    for flags in flags_of.values():  # one wait for each device
-        for name, flag in zip(flags, read(*flags.values()), strict=True):
-            if not flag:
-                raise ValueError(f"{name}: its weights hold NaN or infinity")
+    if resident:
+        check_finite(layers.values())
 
 
 def _check_shapes(layers: dict[str, Layer], options: WalkOptions) -> None:
@@ -156,17 +162,23 @@ def _check_shapes(layers: dict[str, Layer], options: WalkOptions) -> None:
             raise ValueError(f"{name}: {error}") from None
 
 
-def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
+def _record(walk: Walk, state: State, decoder: Decoder, stores: Stores) -> ModelReport:
     """The record of the finished walk."""
     plan, options = walk.plan, walk.options
     layers = [layer for block in decoder.layers for layer in block]
     skipped = {name: left for block in decoder.skipped for name, left in block.items()}
     running = {layer.name for block in plan.decoder.layers for layer in block}
+    counts = list(state.counts)
+    for block, inside in zip(decoder.blocks, decoder.layers, strict=True):
+        if not any(block is other for other in plan.decoder.blocks):
+            one = stores([block], plan.device)
+            counts.append(count_zeros(one.load(0, torch.device("cpu")), inside, {}))
+            one.store(0)
     return ModelReport(
         method=options.method,
         pattern=str(options.pattern),
         nominal_sparsity=options.pattern.sparsity,
-        effective_sparsity=_zeros(decoder, state),
+        effective_sparsity=sum(zeros for zeros, _ in counts) / sum(weights for _, weights in counts),
         options={**options.record(), "device": str(plan.device)},
         layers=list(state.reports.values()),
         excluded=[layer.name for layer in layers if layer.name not in walk.chosen],
@@ -179,28 +191,5 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
             if layer.name in walk.chosen and layer.name not in state.reports
         },
         passes=plan.passes,
-        seconds=walk.clock.stop(),
+        seconds={part: seconds + state.seconds.get(part, 0.0) for part, seconds in walk.clock.stop().items()},
     )
-
-
-def _zeros(decoder: Decoder, state: State) -> float:
-    """The share of zeros in all weights of the blocks, counted; in pruned layers it is counted already."""
-    layers = [layer for block in decoder.layers for layer in block]
-    counted = {id(parameter) for block in decoder.blocks for parameter in block.parameters() if parameter.dim() < 2}
-    total = zeros = 0
-    for layer in layers:
-        report = state.reports.get(layer.name)
-        total += layer.weight.numel()
-        zeros += report.zeros if report else layer.weight.numel() - int(layer.weight.count_nonzero())
-        counted |= {id(parameter) for parameter in holder(layer).parameters(recurse=False)}
-    for block in decoder.blocks:
-        for parameter in block.parameters():
-            if id(parameter) not in counted:
-                counted.add(id(parameter))
-                total += parameter.numel()
-                zeros += parameter.numel() - int(parameter.count_nonzero())
-    return zeros / total
-
-
-def holder(layer: Layer) -> nn.Module:
-    return layer.module if layer.experts is None else layer.experts.holder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder
 from thanos.walk.memory import available_memory, bytes_per_sample
 from thanos.walk.replay import Call, Capture
-from thanos.walk.store import BlockStore, MemoryStore
+from thanos.walk.spool import Hidden, Layout, SpooledHidden
+from thanos.walk.store import BlockStore, Stores, in_memory
 
 _BATCH_TOKENS = 4096  # in a batch of the two-pass walk
 _MEMORY_SHARE = 0.5  # of what is free goes to activations
@@ -31,6 +33,7 @@ class Plan:
         device: where blocks are worked on.
         memory_limit: bytes for activations, and for the Hessians of experts.
         bypassed: the names of layers whose weight is used without calling them.
+        batch_size: samples in a batch, but for the last one.
     """
 
     store: BlockStore
@@ -40,18 +43,30 @@ class Plan:
     device: torch.device
     memory_limit: int
     bypassed: frozenset[str] = frozenset()
+    batch_size: int = 1
 
 
 def make_plan(
-    model: nn.Module, decoder: Decoder, samples: Tensor, options: WalkOptions, clock: Clock
-) -> tuple[Plan, list[Tensor]]:
+    model: nn.Module,
+    decoder: Decoder,
+    samples: Tensor,
+    options: WalkOptions,
+    clock: Clock,
+    spool_folder: Path | None = None,
+    stores: Stores = in_memory,
+) -> tuple[Plan, Hidden]:
     """Run the model up to its blocks, and decide how many samples go through them at a time.
+
+    Args:
+        spool_folder: where hidden states that take more than the memory limit are kept; None keeps them in memory.
+        stores: makes the store of some blocks, and of the device that the embeddings are on.
 
     Returns:
         The plan, and the hidden states (n, S, d) of each batch in front of the first block.
     """
-    capture = Capture(model, decoder, samples)
-    store = MemoryStore(capture.decoder.blocks)
+    home = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    capture = Capture(model, decoder, samples, stores(decoder.blocks, home).running)
+    store = stores(capture.decoder.blocks, home)
     device = work_device(decoder, options)
     limit = options.memory_limit
     if limit is None:
@@ -62,20 +77,26 @@ def make_plan(
         passes = 1 if each * len(samples) <= limit else 2
         size = size or max(1, min(_BATCH_TOKENS // samples.shape[1], limit // each))
     size = len(samples) if passes == 1 else size or max(1, _BATCH_TOKENS // samples.shape[1])
-    hidden, calls = [], []
+    hidden: Hidden = []
+    calls = []
     with clock("forward"):
-        for part in samples.split(size):
+        for batch, part in enumerate(samples.split(size)):
             first, recorded = capture(part)
-            hidden.append(first.to(device))
+            if batch == 0 and spool_folder is not None and len(samples) * first[0].nbytes > limit:
+                shapes = [(len(one), *first.shape[1:]) for one in samples.split(size)]
+                hidden = SpooledHidden(spool_folder, Layout(first.dtype, shapes), device)
+            hidden.append(first.to(device).contiguous())
             calls.append(recorded)
-    return Plan(store, capture.decoder, calls, passes, device, limit, frozenset(capture.bypassed)), hidden
+    bypassed = frozenset(capture.bypassed)
+    return Plan(store, capture.decoder, calls, passes, device, limit, bypassed, size), hidden
 
 
 def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:
     """Where the blocks are worked on."""
     if options.device is not None:
         return torch.device(options.device)
-    return next(decoder.blocks[0].parameters()).device
+    device = next(decoder.blocks[0].parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _bytes_per_sample(capture: Capture, store: BlockStore, sample: Tensor, device: torch.device) -> int:

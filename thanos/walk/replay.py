@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,7 @@ class Capture:
         decoder: its blocks.
         samples: (N, S), token ids; a short piece of the first is used to learn in which order the blocks run and what
             they return, and to check that calling them one after the other gives what the model itself computes.
+        running: within its body, the model and its blocks can run; they can all the time if they are in memory.
 
     Attributes:
         decoder: the blocks that run, in their order.
@@ -87,22 +88,30 @@ class Capture:
         ValueError: the blocks are no simple chain, so they cannot be replayed one by one.
     """
 
-    def __init__(self, model: nn.Module, decoder: Decoder, samples: Tensor) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decoder: Decoder,
+        samples: Tensor,
+        running: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._model = model
         self._kept: dict[Any, list[Tensor]] = {}
         tokens = samples[:1, :_PROBE_TOKENS]
         layers = [layer for block in decoder.layers for layer in block if layer.experts is None]
-        with _called(layers) as called:
+        with _called(layers) as called, running():
             runs = watch_blocks(model, decoder.blocks, tokens)
-        self.bypassed = _bypassed(model, [layer for layer in layers if layer.name not in called], tokens)
+        with running():
+            self.bypassed = _bypassed(model, [layer for layer in layers if layer.name not in called], tokens)
         parts = decoder.blocks, decoder.layers, decoder.skipped
         self.decoder = Decoder(*([part[run.index] for run in runs] for part in parts))  # type: ignore[arg-type]
         self._places = [run.place for run in runs]
         self._templates = [_template(run.output, run.shape) for run in runs]
         try:
             hidden, calls = self(tokens)
-            for call, block in zip(calls, self.decoder.blocks, strict=True):
-                hidden = call(block, hidden)
+            with running():
+                for call, block in zip(calls, self.decoder.blocks, strict=True):
+                    hidden = call(block, hidden)
         except Exception as error:
             raise _no_chain(model, f"cannot be run one by one ({type(error).__name__}: {first_line(error)})") from error
         expected = hidden_states(runs[-1].output, runs[-1].shape)
@@ -155,6 +164,18 @@ class Capture:
             with suppress(_Stopped):
                 run_model(_without_head(self._model), tokens)
         return first[0], calls
+
+    def finish(self, tokens: Tensor, hidden: Tensor) -> Any:
+        """The model's output for ``tokens`` (batch, length), where the last block gives ``hidden``; no block runs."""
+
+        def giver(index: int) -> Callable[..., Any]:
+            filled = tree_map(lambda value: hidden if value is _HIDDEN else value, self._templates[index])
+            return lambda *_, **__: filled
+
+        with ExitStack() as stack:
+            for index, block in enumerate(self.decoder.blocks):
+                stack.enter_context(replaced_forward(block, giver(index)))
+            return run_model(self._model, tokens)
 
     def _keep_once(self, tensor: Tensor) -> Tensor:
         alike = self._kept.setdefault((tensor.shape, tensor.stride(), tensor.dtype, tensor.device), [])

@@ -17,8 +17,11 @@ from thanos.report import LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer
 from thanos.walk.events import Progress
+from thanos.walk.finite import check_finite
 from thanos.walk.hessians import Collector, InputHessian
 from thanos.walk.plan import Plan
+from thanos.walk.spool import Hidden
+from thanos.walk.zeros import count_zeros
 
 POOL_WEIGHT = 1.0  # of the pool in an expert's Hessian, in tokens for each of its columns (docs/method.md, section 13)
 
@@ -28,14 +31,18 @@ class State:
     """All that the walk knows between two blocks: what a run that goes on from here needs.
 
     Attributes:
-        hidden: the hidden states (n, S, d) of each batch in front of ``block``.
+        hidden: the hidden states (n, S, d) of each batch in front of ``block``, contiguous.
         block: the next block to prune; those before it are done.
         reports: the pruned layers by name, in their order.
+        counts: of each block that is done, the weights that are zero and all weights.
+        seconds: what the parts of the walk took in earlier processes.
     """
 
-    hidden: list[Tensor]
+    hidden: Hidden
     block: int = 0
     reports: dict[str, LayerReport] = field(default_factory=dict)
+    counts: list[tuple[int, int]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Walk:
 
     Attributes:
         chosen: names of the layers to prune.
+        patch: called with the names of the parameters that changed in a block, before it is given back.
     """
 
     plan: Plan
@@ -51,18 +59,25 @@ class Walk:
     chosen: frozenset[str]
     clock: Clock
     progress: Callable[[Progress], None] | None
+    patch: Callable[[set[str]], None] | None = None
 
     def prune_block(self, state: State) -> None:
         """Prune the block ``state.block`` and replace the hidden states by what it makes of them."""
         index, plan = state.block, self.plan
         module = plan.store.load(index, plan.device)
         layers = [layer for layer in plan.decoder.layers[index] if layer.name in self.chosen]
+        if not plan.store.resident:
+            check_finite(layers)
         block = _Block(self, state, Collector(self.options.backend, self.options.experts == "all"))
         if plan.passes == 1:
             with block.collector.watching(layers, block.prune_before_it_runs):
                 self._forward(module, state, keep=True)
         else:
             self._two_passes(module, layers, block, state)
+        state.counts.append(count_zeros(module, plan.decoder.layers[index], state.reports))
+        if self.patch is not None:
+            with self.clock("other"):
+                self.patch({layer.parameter_name for layer in layers if layer.name in state.reports})
         plan.store.store(index)
         state.block += 1
 
@@ -88,7 +103,7 @@ class Walk:
             for batch, calls in enumerate(self.plan.calls):
                 hidden = calls[state.block](module, state.hidden[batch])
                 if keep:
-                    state.hidden[batch] = hidden
+                    state.hidden[batch] = hidden.contiguous()
 
 
 def _groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
@@ -175,7 +190,7 @@ class _Block:
         if walk.progress is not None:
             with walk.clock("other"):
                 blocks, done, layers = len(walk.plan.store), len(state.reports), len(walk.chosen)
-                seconds = walk.clock.elapsed()
+                seconds = walk.clock.elapsed() + state.seconds.get("total", 0.0)
                 walk.progress(Progress(state.block, blocks, layer, done, layers, relative_loss, seconds))
 
 

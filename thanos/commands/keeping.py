@@ -1,0 +1,55 @@
+"""Runs that can be taken up again: what they are known by, and what is said when one ends too early."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import Tensor
+
+from thanos.checkpoint import Partial
+from thanos.commands.cli import sentence
+from thanos.options import WalkOptions
+
+
+def identify(
+    arguments: Mapping[str, Any], options: WalkOptions, samples: Tensor, files: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run depends on, by names for users.
+
+    Args:
+        arguments: of the command, by the names that they have there.
+        samples: the token ids (N, S).
+        files: of the model, see :func:`thanos.checkpoint.fingerprint`.
+    """
+    record = {"pattern": str(options.pattern), "method": options.method, **options.record()}
+    named = {f"--{name.replace('_', '-')}": value for name, value in record.items()}
+    digest = hashlib.sha256(samples.contiguous().numpy().tobytes()).hexdigest()
+    return {
+        "option": {**named, **arguments},
+        "model's": dict(files),
+        "calibration samples'": {"shape": list(samples.shape), "hash": digest},
+    }
+
+
+@contextmanager
+def keeping(unfinished: Partial) -> Iterator[None]:
+    """Where the body fails, say how to go on, or remove the directory of the run if no block is done."""
+    try:
+        yield
+    except BaseException as error:
+        if not unfinished.state:
+            raise
+        done = unfinished.state.get("block", 0)
+        if not done:
+            with suppress(OSError):
+                unfinished.remove()
+            raise
+        where = f"the first {done} blocks are kept in {unfinished.folder}: the same command with --resume goes on"
+        if done == 1:
+            where = where.replace("first 1 blocks are", "first block is")
+        if isinstance(error, Exception):
+            raise ValueError(f"{sentence(error)}; {where}") from error
+        raise KeyboardInterrupt(where) from error
