@@ -186,19 +186,19 @@ def _record(walk: Walk, state: State, decoder: Decoder) -> ModelReport:
 def _zeros(decoder: Decoder, state: State) -> float:
     """The share of zeros in all weights of the blocks, counted; in pruned layers it is counted already."""
     layers = [layer for block in decoder.layers for layer in block]
-    counted = {id(parameter) for block in decoder.blocks for parameter in block.parameters() if parameter.dim() < 2}
+    parameters = [parameter for block in decoder.blocks for parameter in block.parameters()]
+    counted = {id(parameter) for parameter in parameters if sum(size > 1 for size in parameter.shape) < 2}  # vectors
     total = zeros = 0
     for layer in layers:
         report = state.reports.get(layer.name)
         total += layer.weight.numel()
         zeros += report.zeros if report else layer.weight.numel() - int(layer.weight.count_nonzero())
         counted |= {id(parameter) for parameter in holder(layer).parameters(recurse=False)}
-    for block in decoder.blocks:
-        for parameter in block.parameters():
-            if id(parameter) not in counted:
-                counted.add(id(parameter))
-                total += parameter.numel()
-                zeros += parameter.numel() - int(parameter.count_nonzero())
+    for parameter in parameters:
+        if id(parameter) not in counted:
+            counted.add(id(parameter))
+            total += parameter.numel()
+            zeros += parameter.numel() - int(parameter.count_nonzero())
     return zeros / total
 
 
