@@ -21,6 +21,8 @@ from thanos.engine.layer import check_options
 from thanos.engine.methods import METHODS
 from thanos.pattern import IMPORTANCES, Pattern, Shrink, parse_any_pattern
 
+DAMPING = 0.01
+
 
 def _regex(text: str) -> str:
     re.compile(text)
@@ -45,7 +47,7 @@ class _Run:
     method: str
     block_size: int | None
     outlier_fraction: float
-    damping: float
+    damping: float | None
     calibration: str
     samples: int
     sequence_length: int
@@ -93,10 +95,9 @@ class _Run:
 )
 @click.option(
     "--damping",
-    default=0.01,
     type=click.FloatRange(min=0),
     callback=parsed(_finite),
-    help="Added to the Hessian's diagonal, relative to its mean.",
+    help="Added to the Hessian's diagonal, relative to its mean.  [default: 0.01; 0.1 for a smaller model]",
 )
 @click.option("--calibration", default="c4", metavar=TEXT, callback=parsed(source), help="Text to prune on.")
 @click.option("--samples", default=128, type=click.IntRange(min=1), help="Calibration samples.")
@@ -145,12 +146,15 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
     from thanos.commands.display import display
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import check_windows, load_tokens, perplexity
+    from thanos.shrink import DAMPING as SHRINK_DAMPING
     from thanos.shrink import ShrinkPlan
     from thanos.text import load_samples
     from thanos.walk.model import prune_model
 
+    usual = SHRINK_DAMPING if isinstance(run.pattern, Shrink) else DAMPING
+    damping = usual if run.damping is None else run.damping
     if not isinstance(run.pattern, Shrink):
-        check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, run.damping)
+        check_options(run.pattern, run.method, run.block_size, run.outlier_fraction, damping)
     checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     config = checkpoint.load_config(run.model)
     length = _length(run, checkpoint.max_length(config), default_length)
@@ -185,7 +189,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
             run.pattern,
             importance=run.importance,
             multiple=run.multiple,
-            damping=run.damping,
+            damping=damping,
             device=device,
         )
         for sentence in plan.became:
@@ -204,7 +208,7 @@ def _run(run: _Run, default_length: bool, console: Console) -> None:
                 method=run.method,
                 block_size=run.block_size,
                 outlier_fraction=run.outlier_fraction,
-                damping=run.damping,
+                damping=damping,
                 exclude=run.exclude,
                 passes=run.passes,
                 device=device,
