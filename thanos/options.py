@@ -151,7 +151,7 @@ class WalkOptions(Options):
             raise ValueError(f"exclude is no regular expression: {error} in {self.exclude!r}") from None
         try:
             torch.device(self.device or "cpu")
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.device!r} is no device: {first_line(error)}") from None
 
     def arguments(self) -> dict[str, Any]:
@@ -176,7 +176,10 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def real_number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number of ordinary size") from None
 
 
 def _whole(name: str, value: Any) -> None:

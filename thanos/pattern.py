@@ -15,10 +15,11 @@ def _exact(value: float) -> Fraction:
     return Fraction(repr(float(value)))
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_share(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not 0 <= value < 1:
+    share: Any = value  # any real number compares; few say so in their types
+    if not 0 <= share < 1:
         raise ValueError(f"{name} must be at least 0 and less than 1, not {value}")
 
 
@@ -165,7 +166,7 @@ class Shrink:
 
 Pattern = Unstructured | SemiStructured | Structured
 
-_NUMBER = r"(\d+\.?\d*|\.\d+)(e-?\d+)?(%?)"
+_NUMBER = r"(\d{1,99}\.?\d{0,99}|\.\d{1,99})(e-?\d{1,3})?(%?)"
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -173,6 +174,7 @@ def parse_pattern(text: str) -> Pattern:
 
     Raises:
         ValueError: the text is none of these, or its numbers are out of range.
+        TypeError: it is no text.
     """
     parsed = parse_any_pattern(text)
     if isinstance(parsed, Shrink):
@@ -188,11 +190,15 @@ def parse_any_pattern(text: str) -> Pattern | Shrink:
     Raises:
         ValueError: as :func:`parse_pattern`, or an axis is named twice.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"a pattern to parse must be text such as '0.5' or '2:4', not {type(text).__name__}")
     clean = text.strip().lower()
-    if match := re.fullmatch(r"(\d+):(\d+)", clean):
+    if match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", clean):
         return SemiStructured(int(match[1]), int(match[2]))
     if match := re.fullmatch(rf"(?:(un)?structured:)?{_NUMBER}", clean):
         number = Fraction(match[2] + (match[3] or "")) / (100 if match[4] else 1)
+        if number >= 1:
+            raise ValueError(f"sparsity must be at least 0 and less than 1, not {clean}")
         structured = clean.startswith("structured:")
         return Structured(float(number)) if structured else Unstructured(float(number))
     if clean.startswith(tuple(f"{name}:" for name in AXES)) or "+" in clean:
@@ -226,5 +232,6 @@ def read_pattern(value: Any) -> Pattern:
     if isinstance(value, str):
         return parse_pattern(value)
     if isinstance(value, Real) and not isinstance(value, bool):
+        _check_share("sparsity", value)
         return Unstructured(float(value))
     raise TypeError(f"pattern must be text such as '0.5' or '2:4', a share or a Pattern, not {type(value).__name__}")

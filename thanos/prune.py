@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from click.core import ParameterSource
 from rich.console import Console
 
@@ -29,6 +27,7 @@ from thanos.commands.cli import (
     text_options,
 )
 from thanos.commands.quiet import silence_libraries
+from thanos.commands.runs import Given, SmallerModel, make_smaller, prune_weights
 from thanos.options import EXPERTS, METHODS, METRICS, REFINEMENTS, WalkOptions
 from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos_kernels import BACKENDS
@@ -71,22 +70,6 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """The arguments that decide what comes out."""
         return {"--evaluate": self.evaluate, "--windows": self.windows, "--dtype": self.dtype, "MODEL": self.model}
-
-
-@dataclass(frozen=True)
-class SmallerModel:
-    """How a model is made smaller: the arguments of :func:`thanos.shrink_model`."""
-
-    pattern: Shrink
-    importance: str
-    multiple: int
-    damping: float
-    batch_size: int | None
-    backend: str
-    device: Any
-
-    def arguments(self) -> dict[str, Any]:
-        return dict(vars(self))
 
 
 def _default(name: str) -> Any:
@@ -137,7 +120,7 @@ def _default(name: str) -> Any:
     "--damping",
     default=_default("damping"),
     type=click.FloatRange(min=0),
-    help="Added to the Hessian's diagonal, relative to its mean.",
+    help="Added to the Hessian's diagonal, relative to its mean; 0.1 for a smaller model.",
 )
 @click.option("--calibration", default="c4", metavar=TEXT, callback=parsed(source), help="Text to prune on.")
 @click.option("--samples", default=128, type=click.IntRange(min=1), help="Calibration samples.")
@@ -211,6 +194,8 @@ def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel
         if name in given:
             raise click.UsageError(f"--{name.replace('_', '-')} is no option of the pattern {options['pattern']}")
     if smaller:
+        if "damping" not in given:
+            del options["damping"]
         return SmallerModel(**{name: value for name, value in options.items() if name not in _OF_WEIGHTS})
     return _walk_options({name: value for name, value in options.items() if name not in _OF_SHAPES})
 
@@ -223,21 +208,6 @@ def _walk_options(options: dict[str, Any]) -> WalkOptions:
         words = {name.replace("_", " "): "--" + name.replace("_", "-") for name in options}
         said = next((name for name in words if str(error).startswith(name)), "")
         raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What was read before the model: its configuration, the calibration samples, and the text to score it on."""
-
-    config: Any
-    tokenizer: Any
-    samples: Any
-    text: Any
-    source: Path | None
-    console: Console
-
-    def say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, console: Console) -> None:
@@ -270,143 +240,11 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     if skeleton is not None:
         check_samples(skeleton, samples.tokens)
-    given = _Given(config, tokenizer, samples, text, checkpoint.source_folder(run.model), console)
+    given = Given(config, tokenizer, samples, text, checkpoint.source_folder(run.model), console)
     if isinstance(job, SmallerModel):
-        _make_smaller(run, job, given)
+        make_smaller(run, job, given)
     else:
-        _prune(run, job, given, unfinished)
-
-
-def _make_smaller(run: _Run, job: SmallerModel, given: _Given) -> None:
-    """Remove parts of the model's shape, in memory, and write what comes out whole."""
-    from thanos import checkpoint
-    from thanos.commands.display import display
-    from thanos.report.terminal import print_summary
-    from thanos.scoring.perplexity import score_windows
-    from thanos.shrink import ShrinkPlan
-
-    given.say(f"reading the model {run.model}")
-    how: Any = {"allow_missing": run.allow_missing, "trust_remote_code": run.trust_remote_code}
-    model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=given.config, **how)
-    scores: dict[str, Any] = {}
-
-    def score(name: str) -> None:
-        if given.text is not None:
-            with display(given.console) as shown:
-                value = score_windows(model.to(job.device), given.text, progress=shown.window_scored)
-            given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-            scores.update({name: value, "source": run.evaluate, **given.text.record()})
-
-    plan = ShrinkPlan(model, given.samples.tokens, **job.arguments())
-    for line in plan.became:
-        given.say(line)
-    score("dense")
-    with display(given.console) as shown:
-        shrunk = plan.run(shown.layer_pruned)
-    model = shrunk.model
-    score("pruned")
-    report = _finished(shrunk.report, run, model, given, scores)
-    with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
-        if shrunk.sets is None:
-            checkpoint.save_smaller(model, given.tokenizer, given.source, folder)
-        else:
-            checkpoint.save_pruned(model, given.tokenizer, given.source, (), folder)
-            shrunk.sets.write(folder)
-        report.write(folder)
-    print_summary(report, given.console)
-    given.say(f"saved in {run.output}")
-
-
-def _finished(report: Any, run: _Run, model: Any, given: _Given, scores: dict[str, Any]) -> Any:
-    """The report with what only the command knows."""
-    return dataclasses.replace(
-        report,
-        options={**report.options, "model": run.model, "dtype": str(model.dtype).removeprefix("torch.")},
-        calibration=given.samples.provenance(),
-        perplexity=scores,
-    )
-
-
-def _prune(run: _Run, options: WalkOptions, given: _Given, unfinished: Any) -> None:
-    """Prune the model's weights, block by block into a directory that a run can be taken up from."""
-    from thanos import checkpoint
-    from thanos.checkpoint.partial import FINISHED
-    from thanos.commands.display import display
-    from thanos.commands.keeping import identify, keeping
-    from thanos.report.terminal import print_summary
-    from thanos.scoring.perplexity import score_windows
-    from thanos.scoring.streamed import score_streamed
-    from thanos.walk.model import prune_model
-    from thanos.walk.resume import Keeper
-    from thanos.walk.store import from_files, in_memory
-    from thanos.walk.stream import choose_stream, load_streamed
-
-    samples, text, source = given.samples, given.text, given.source
-    identity = identify(run.identity(), options, samples.tokens, checkpoint.fingerprint(run.model, source))
-    unfinished.compare(identity)
-    if unfinished.phase == FINISHED:
-        unfinished.finish()
-        given.say(f"saved in {run.output}")
-        return
-    if unfinished.state:
-        given.say(f"going on from {unfinished.folder}; blocks that are done: {unfinished.state.get('block', 0)}")
-    streaming, why = choose_stream(run.stream, source)
-    given.say(f"{'streaming' if streaming else 'reading'} the model {run.model} ({why})")
-    # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
-    how: Any = {"config": given.config, "allow_missing": run.allow_missing}
-    dtype, files = checkpoint.DTYPES.get(run.dtype), None
-    if streaming:
-        model, files = load_streamed(run.model, dtype, **how)
-    else:
-        model = checkpoint.load_model(run.model, dtype, trust_remote_code=run.trust_remote_code, **how)
-
-    def score(name: str) -> None:
-        if text is None or name in keeper.notes:
-            return
-        with display(given.console) as shown:
-            if files is None:
-                value = score_windows(model.to(options.device), text, progress=shown.window_scored)
-            else:
-                pruned = name == "pruned"
-                scored = load_streamed(str(unfinished.model), allow_missing=True) if pruned else (model, files)
-                value = score_streamed(
-                    *scored, text, torch.device(options.device or "cpu"), progress=shown.window_scored
-                )
-        given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-        keeper.notes.update({name: value, "source": run.evaluate, **text.record()})
-
-    def prepare(names: Iterable[str], folder: Path) -> None:
-        if files is not None and not checkpoint.updates_source(model, source, names):
-            raise ValueError(
-                f"a streamed model keeps its layout and its dtype, and {run.model} cannot be saved so with "
-                f"--dtype {run.dtype}; pass --stream no"
-            )
-        checkpoint.prepare(model, given.tokenizer, source, names, folder)
-
-    def restored(folder: Path) -> Any:
-        trusted = {"trust_remote_code": run.trust_remote_code}
-        return checkpoint.load_model(str(folder), model.dtype, allow_missing=True, **trusted)
-
-    keeper = Keeper(unfinished, identity, prepare, None if streaming else restored, notes={})
-    stores = in_memory if files is None else from_files(files)
-    with keeping(unfinished):
-        score("dense")
-        with display(given.console) as shown:
-            report = prune_model(
-                model,
-                samples.tokens,
-                **options.arguments(),
-                progress=shown.layer_pruned,
-                keeper=keeper,
-                stores=stores,
-            )
-        score("pruned")
-        report = _finished(report, run, model, given, keeper.notes)
-        with checkpoint.room_for(unfinished.folder):
-            report.write(unfinished.model)
-            unfinished.finish()
-    print_summary(report, given.console)
-    given.say(f"saved in {run.output}")
+        prune_weights(run, job, given, unfinished)
 
 
 def _length(run: _Run, limit: int | None, default: bool) -> int:

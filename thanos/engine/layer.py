@@ -79,6 +79,8 @@ def prune_group(
     Arguments and errors as :func:`prune_weight`. The time of the factor is reported by the first layer.
     """
     chosen = Options.of(pattern, **options)
+    if not isinstance(weights, Sequence):
+        raise TypeError(f"the weights must be a list of tensors, not {type(weights).__name__}")
     if not isinstance(hessian, Factor):
         check_hessian(hessian)
     for weight in weights:

@@ -26,9 +26,9 @@ def prune(
     metric: str = "wanda",
 ) -> tuple[Tensor, Tensor]:
     """The pruned weight (c, b), float64, and its mask, bool, of W (c, b) and H (b, b), mean(x x.T) over tokens."""
-    W, H, mask = W.double().clone(), H.double(), torch.zeros(W.shape, dtype=torch.bool)
+    W, H, mask = W.double().clone(), H.double(), torch.zeros(W.shape, dtype=torch.bool, device=W.device)
     dead, norms = H.diagonal() == 0, H.diagonal().sqrt()
-    mean = H.diagonal()[~dead].mean() if not dead.all() else 1.0
+    mean = H.diagonal()[~dead].mean() if not dead.all() else H.new_ones(())
     Hd = H + torch.diag(torch.where(dead, mean, 0.0) + damping * mean)  # damped: docs/method.md, section 1
     energy = ((W @ H) * W).sum(1)  # rows with the largest are outliers, left untouched
     rows = energy.argsort(descending=True, stable=True)[math.ceil(alpha * len(W)) :].sort().values
@@ -96,7 +96,7 @@ def _scale(method: str, metric: str, norms: Tensor, G: Tensor) -> Tensor:
 
 def _smallest(scores: Tensor, count: int) -> Tensor:
     """Mask of the ``count`` smallest, ties to the lower index."""
-    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[scores.flatten().argsort(stable=True)[:count]] = True
     return mask.view_as(scores)
 

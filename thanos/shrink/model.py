@@ -22,7 +22,7 @@ from thanos.walk.decoder import find_decoder
 from thanos.walk.events import Progress
 from thanos.walk.memory import freed_memory_kept
 
-CORRECTION = 0.5  # of the targets, where nobody says
+CORRECTION, DAMPING = 0.0, 0.1  # where nobody says
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def shrink_model(
     *,
     importance: str = "obs",
     multiple: int = 64,
-    damping: float = 0.01,
+    damping: float = DAMPING,
     correction: float = CORRECTION,
     batch_size: int | None = None,
     backend: str = "auto",
@@ -110,7 +110,7 @@ class ShrinkPlan:
         *,
         importance: str = "obs",
         multiple: int = 64,
-        damping: float = 0.01,
+        damping: float = DAMPING,
         correction: float = CORRECTION,
         batch_size: int | None = None,
         backend: str = "auto",

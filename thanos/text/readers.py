@@ -74,9 +74,12 @@ def load_text(
 
     Raises:
         ValueError: the source cannot be read or is empty.
+        TypeError: it is nothing that could be a text.
     """
     fields = Fields(text_field, tokenizer)
     name, digest = str(source), None
+    if not isinstance(source, str | Path | Sequence):
+        raise TypeError(f"a text is a name, a path or a list of documents, not {type(source).__name__}")
     if not isinstance(source, str | Path):
         name, documents = "the list of documents", list(Fields().documents("the list of documents", _numbered(source)))
     elif name == "builtin":

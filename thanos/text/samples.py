@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +79,15 @@ def load_samples(
     Raises:
         ValueError: the source cannot be read, or does not hold ``samples`` x ``length`` tokens; ``bos`` is ``yes`` and
             the tokenizer has no such token.
+        TypeError: an argument is of another type.
     """
+    samples, length, seed = _whole("samples", samples), _whole("length", length), _whole("seed", seed)
     if samples < 1 or length < 1:
         raise ValueError(f"samples and sequence length must be at least 1, not {samples} and {length}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be a number of 64 bits, not {seed}")
+    if not callable(tokenizer) or isinstance(tokenizer, type):
+        raise TypeError(f"the tokenizer must be one of Transformers', not {type(tokenizer).__name__}")
     begin = beginning(tokenizer, bos)
     width = length - len(begin.tokens)
     if width < 1:
@@ -91,6 +98,15 @@ def load_samples(
     if windows is None:
         windows = _from_joined_text(text, tokenizer, samples, width, begin, generator)
     return Samples(with_beginning(windows, begin), text.source, text.sha256, seed, bool(begin.tokens))
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}") from None
 
 
 def _from_long_documents(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -170,7 +171,7 @@ class ParallelExperts(Experts):
 
     def route(self, inputs: Tensor, expert_size: Any) -> Routing:
         counts = expert_size.tolist() if isinstance(expert_size, Tensor) else list(expert_size)
-        ends = torch.tensor(counts, dtype=torch.int64).cumsum(0).tolist()
+        ends = list(accumulate(counts))
         device = inputs.device
         routed = [
             Routed(torch.arange(end - count, end, dtype=torch.int64, device=device), None)

@@ -73,10 +73,13 @@ def bytes_per_sample(block: nn.Module, call: Call, hidden: Tensor) -> int:
     Args:
         hidden: (1, length, width), hidden states of one sample.
     """
+    if any(type(leaf).__name__ == "BlockMask" for leaf in tree_leaves((call.args, call.kwargs))):
+        # Of flex_attention, which is compiled: torch.compile does not work beneath a mode, nor after a try there.
+        return _bytes_of_outputs(block, call, hidden) + hidden.nbytes
     try:
         with PeakMemory() as memory:
             call(block, hidden)
-    except Exception:  # torch.compile, which flex_attention uses, does not work beneath a mode
+    except Exception:  # of other code that is compiled
         return _bytes_of_outputs(block, call, hidden) + hidden.nbytes
     return memory.peak + hidden.nbytes
 

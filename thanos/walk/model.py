@@ -24,6 +24,7 @@ from thanos.walk.resume import Keeper
 from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State, Walk
 from thanos.walk.zeros import count_zeros
+from thanos_kernels.errors import first_line
 
 _UNUSED = "no calibration token reached it"
 _BYPASSED = "its weight is used without calling the layer, so its input is not seen"
@@ -59,6 +60,11 @@ def prune_model(
         torch.linalg.LinAlgError: a layer's Hessian is not positive definite with any damping up to 1.0.
     """
     chosen = WalkOptions.of(pattern, **options)
+    if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings") or not hasattr(model, "config"):
+        raise TypeError(f"the model must be a causal language model of Transformers, not {type(model).__name__}")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function to call, not {type(progress).__name__}")
+    _check_device(chosen.device)
     decoder = find_decoder(model)
     layers = choose_layers(decoder, chosen)
     samples = check_samples(model, samples)
@@ -88,6 +94,17 @@ def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
     pruned = {layer.name for layer in report.layers}
     layers = (layer for block in find_decoder(model).layers for layer in block)
     return {layer.parameter_name for layer in layers if layer.name in pruned}
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """Raise ValueError where nothing can be worked on a device."""
+    device = torch.device(device or "cpu")
+    if device.type == "meta":
+        raise ValueError("the meta device holds no weights; choose another device")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device} cannot be used here: {first_line(error)}") from None
 
 
 def check_model(model: nn.Module, options: WalkOptions) -> None:

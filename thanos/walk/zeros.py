@@ -17,7 +17,7 @@ def count_zeros(block: nn.Module, layers: list[Layer], reports: Mapping[str, Lay
         layers: its linear layers.
         reports: the pruned ones by name, in which they are counted already.
     """
-    counted = {id(parameter) for parameter in block.parameters() if parameter.dim() < 2}
+    counted = {id(one) for one in block.parameters() if sum(size > 1 for size in one.shape) < 2}
     total = zeros = 0
     for layer in layers:
         report = reports.get(layer.name)

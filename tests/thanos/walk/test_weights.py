@@ -69,7 +69,8 @@ def test_computed_weights_stay_dense_and_are_counted(
     assert re.search(reason, report.dense[NAME])
     for name, value in model.get_submodule(NAME).state_dict().items():
         assert name.endswith(("_u", "_v")) or torch.equal(value, before[name])
-    kept = 32 * 48
+    parameters = model.get_submodule(NAME).parameters()
+    kept = sum(one.numel() for one in parameters if one.dim() > 1 and min(one.shape) > 1)
     total = sum(shape[0] * shape[1] for shape in (entry.shape for entry in report.layers)) + kept
     assert report.effective_sparsity == pytest.approx(0.5 * (total - kept) / total)
 
@@ -299,3 +300,29 @@ def test_memory_is_estimated_where_a_mode_is_not_allowed(
     monkeypatch.setattr(attention, "forward", compiled)
     assert prune_model(model, token_samples, "0.5", memory_limit=1 << 30).passes == 1
     assert prune_model(model, token_samples, "0.5", memory_limit=1 << 10).passes == 2
+
+
+def test_flex_attention_is_never_run_beneath_a_mode(
+    tiny_model: Tiny, token_samples: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compiled, which a mode breaks for the rest of the process; here it is replaced by a plain product."""
+    masks: list[str] = []
+
+    def attention(_: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **__: Any) -> tuple[Tensor, None]:
+        assert _get_current_dispatch_mode() is None
+        masks.append(type(mask).__name__)
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2), None
+
+    monkeypatch.setitem(
+        transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping, "flex_attention", attention
+    )
+    expected = prune_model(tiny_model("llama"), token_samples, "0.5")
+    model = tiny_model("llama")
+    model.set_attn_implementation("flex_attention")
+    report = prune_model(model, token_samples, "0.5")
+    assert set(masks) == {"BlockMask"}
+    assert report.passes == expected.passes
+    for one, two in zip(expected.layers, report.layers, strict=True):
+        assert one.relative_loss == pytest.approx(two.relative_loss, rel=1e-3)
