@@ -230,7 +230,7 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
     config = checkpoint.load_config(run.model, **trusted)
     checkpoint.check_unquantised(config, run.model)
     length = _length(run, checkpoint.max_length(config), default_length)
-    skeleton = checkpoint.skeleton(config, **trusted)
+    skeleton = checkpoint.empty_model(config, **trusted)
     if skeleton is not None and isinstance(job, WalkOptions):
         check_model(skeleton, job)
     tokenizer = checkpoint.load_tokenizer(run.model, **trusted)

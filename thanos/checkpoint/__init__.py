@@ -7,12 +7,12 @@ from thanos.checkpoint.reading import (
     DTYPES,
     auto_class,
     check_unquantised,
+    empty_model,
     is_gguf,
     load_config,
     load_model,
     load_tokenizer,
     max_length,
-    skeleton,
 )
 from thanos.checkpoint.skeleton import BlockFiles, can_stream, load_skeleton
 from thanos.checkpoint.source import source_folder
@@ -28,6 +28,7 @@ __all__ = [
     "can_stream",
     "check_target",
     "check_unquantised",
+    "empty_model",
     "fingerprint",
     "is_gguf",
     "load_config",
@@ -40,7 +41,6 @@ __all__ = [
     "save_model",
     "save_pruned",
     "save_smaller",
-    "skeleton",
     "source_folder",
     "staged",
     "sync_tree",

@@ -88,7 +88,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     return _read(model, AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
 
 
-def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
     """The model of a configuration on the meta device, without weights; None where it cannot be built so."""
     from transformers import AutoModelForCausalLM
 
