@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 import torch
@@ -13,34 +12,36 @@ from thanos import doctor
 from thanos_kernels import native, triton
 
 
-def a_check(**changes: Any) -> doctor.Check:
-    values: dict[str, Any] = {
-        "operation": "row_solve",
-        "backend": "native",
-        "where": "cpu",
-        "error": 1e-7,
-        "seconds": 0.1,
-        "reference_seconds": 0.2,
-        "problem": "",
-    }
-    return doctor.Check(**{**values, **changes})
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real checks of the native kernels, on few rows."""
+    if not native.available():
+        pytest.skip("the C++ extension is not built")
+    check = doctor.check_backend
+    monkeypatch.setattr(doctor, "examine", lambda: check("native", torch.device("cpu"), small=True))
 
 
-def test_reports_a_healthy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: [a_check()])
+@pytest.mark.usefixtures("_small")
+def test_reports_a_healthy_machine() -> None:
     done = CliRunner().invoke(doctor.main)
     assert done.exit_code == 0
-    assert "all 1 checks passed" in done.output
-    assert "torch" in done.output
+    assert f"all {len(triton.OPERATIONS)} checks passed" in done.output
+    assert all(operation in done.output for operation in triton.OPERATIONS)
 
 
+@pytest.mark.usefixtures("_small")
 def test_names_the_kernel_that_fails_and_exits_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: [a_check(), a_check(operation="column_sweep", problem="differs")])
+    def slightly_off(factor: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return sweep(factor, weights, mask) * 1.001
+
+    sweep = native.column_sweep
+    monkeypatch.setattr(native, "column_sweep", slightly_off)
     done = CliRunner().invoke(doctor.main)
     assert done.exit_code == 1
-    assert "1 of 2 checks failed: column_sweep (native)" in done.output
+    assert f"1 of {len(triton.OPERATIONS)} checks failed: column_sweep (native)" in done.output
     report = json.loads(CliRunner().invoke(doctor.main, ["--json"]).output)
-    assert [one["problem"] for one in report["checks"]] == ["", "differs"]
+    failed = {one["operation"]: one["problem"] for one in report["checks"] if one["problem"]}
+    assert failed == {"column_sweep": "differs from the reference"}
 
 
 def test_says_what_auto_takes_and_why() -> None:
