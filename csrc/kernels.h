@@ -13,6 +13,10 @@
            int threads) \
     KERNEL(select_smallest, const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns, \
            int64_t count, int64_t width, uint8_t* mask, int64_t* taken, int threads) \
+    KERNEL(count_scores, const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns, \
+           int64_t prefix, int64_t shift, int64_t bits, int64_t* counts, int threads) \
+    KERNEL(select_below, const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns, \
+           int64_t threshold, int64_t ties, int64_t width, uint8_t* mask, int64_t* taken, int threads) \
     KERNEL(select_per_row, const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns, \
            int64_t count, uint8_t* mask, int threads) \
     KERNEL(select_n_of_m, const float* scores, int64_t stride, int64_t rows, int64_t columns, int64_t n, int64_t m, \

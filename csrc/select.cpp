@@ -363,17 +363,10 @@ int64_t count_equal(const float* weights, const float* norms, int64_t columns, u
     return equal;
 }
 
-}  // namespace
-
-void select_smallest(const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns,
-                     int64_t count, int64_t width, uint8_t* mask, int64_t* taken, int threads) {
-    Matrix matrix{weights, stride, norms, rows, columns};
-    *taken = 0;
-    if (count == 0) {
-        std::memset(mask, 0, rows * width);
-        return;
-    }
-    Threshold threshold = Selector(matrix, threads).find(count);
+// Of the first `width` columns, the scores below the threshold and the first of its equals in flat order.
+void write_mask(const Matrix& matrix, const Threshold& threshold, int64_t width, uint8_t* mask, int64_t* taken,
+                int threads) {
+    int64_t rows = matrix.rows, columns = matrix.columns;
     Workspace space(2 * rows * sizeof(int64_t));
     int64_t* ties = reinterpret_cast<int64_t*>(space.data());
     int64_t* row_taken = ties + rows;
@@ -382,7 +375,7 @@ void select_smallest(const float* weights, int64_t stride, const float* norms, i
     if (!all_ties) {
         parallel_for(threads, rows, grain, [&](int64_t begin, int64_t end, int) {
             for (int64_t row = begin; row < end; ++row)
-                ties[row] = count_equal(matrix.row(row), norms, columns, threshold.value);
+                ties[row] = count_equal(matrix.row(row), matrix.norms, columns, threshold.value);
         });
         int64_t left = threshold.wanted;
         for (int64_t row = 0; row < rows; ++row) {
@@ -395,11 +388,50 @@ void select_smallest(const float* weights, int64_t stride, const float* norms, i
         for (int64_t row = begin; row < end; ++row) {
             const float* later = matrix.row(minimum(row + kRowsAhead, rows - 1));
             for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(later + j);
-            row_taken[row] = write_row(matrix.row(row), norms, width, threshold.value, all_ties ? columns : ties[row],
-                                       mask + row * width);
+            row_taken[row] = write_row(matrix.row(row), matrix.norms, width, threshold.value,
+                                       all_ties ? columns : ties[row], mask + row * width);
         }
     });
+    *taken = 0;
     for (int64_t row = 0; row < rows; ++row) *taken += row_taken[row];
+}
+
+}  // namespace
+
+void select_smallest(const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns,
+                     int64_t count, int64_t width, uint8_t* mask, int64_t* taken, int threads) {
+    Matrix matrix{weights, stride, norms, rows, columns};
+    if (count == 0) {
+        *taken = 0;
+        std::memset(mask, 0, rows * width);
+        return;
+    }
+    write_mask(matrix, Selector(matrix, threads).find(count), width, mask, taken, threads);
+}
+
+// A digit is `bits` wide and has `shift` bits below it; counted are the scores whose bits above it are `prefix`.
+void count_scores(const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns,
+                  int64_t prefix, int64_t shift, int64_t bits, int64_t* counts, int threads) {
+    Matrix matrix{weights, stride, norms, rows, columns};
+    int64_t bins = int64_t{1} << bits, grain = maximum(1, 65536 / maximum(columns, 1));
+    uint32_t low = static_cast<uint32_t>(prefix) << (shift + bits);
+    Range range{low, low + ((1u << (shift + bits)) - 1), 0};
+    range.shift_used = static_cast<int>(shift);
+    Workspace space(threads * bins * sizeof(int64_t));
+    int64_t* own = reinterpret_cast<int64_t*>(space.data());
+    std::memset(own, 0, threads * bins * sizeof(int64_t));
+    parallel_for(threads, rows, grain, [&](int64_t begin, int64_t end, int worker) {
+        for (int64_t row = begin; row < end; ++row) histogram_row(matrix, row, range, own + worker * bins);
+    });
+    std::memset(counts, 0, bins * sizeof(int64_t));
+    for (int worker = 0; worker < threads; ++worker)
+        for (int64_t bin = 0; bin < bins; ++bin) counts[bin] += own[worker * bins + bin];
+}
+
+void select_below(const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns,
+                  int64_t threshold, int64_t ties, int64_t width, uint8_t* mask, int64_t* taken, int threads) {
+    Matrix matrix{weights, stride, norms, rows, columns};
+    write_mask(matrix, {static_cast<uint32_t>(threshold), rows * columns + 1, ties}, width, mask, taken, threads);
 }
 
 void select_per_row(const float* weights, int64_t stride, const float* norms, int64_t rows, int64_t columns,

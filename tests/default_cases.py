@@ -89,6 +89,10 @@ def operations(backends: tuple[str, ...], rows: int = 37, width: int = 136) -> d
                     kernels.select_smallest, weights, norms, cpu(half, torch.int64), width
                 ),
                 "select_smallest of none": partial(kernels.select_smallest, weights, norms, 0, width),
+                "count_scores": partial(kernels.count_scores, weights, norms, cpu(0, torch.int64), 0),
+                "select_below": partial(
+                    kernels.select_below, weights, norms, cpu(1 << 29, torch.int64), cpu(1, torch.int64), width // 3
+                ),
                 "select_per_row": partial(kernels.select_per_row, weights, norms, width // 2),
                 "select_n_of_m": partial(kernels.select_n_of_m, weights, 2, 4),
                 "column_sweep": partial(kernels.column_sweep, factor, weights, mask),
@@ -118,7 +122,7 @@ def operations(backends: tuple[str, ...], rows: int = 37, width: int = 136) -> d
         cases["damped_diagonal of nothing"] = partial(kernels.damped_diagonal, ones(9, 9) * 0, 0.01)
         cases["damping_schedule"] = lambda: [cpu(value, torch.float64) for value in kernels.damping_schedule(0.003)]
         cases["empty_aligned"] = lambda: kernels.empty_aligned(3, 5, ones(1)).zero_()
-        for operation in ("row_solve", "select_smallest", "select_per_row", "column_sweep", "accumulate_hessian"):
+        for operation in selfcheck.triton.OPERATIONS:
             for number, arguments in enumerate(selfcheck.examples(operation, torch.device("cpu"), small=True)):
                 run = partial(selfcheck.results, operation, getattr(reference, operation), arguments)
                 cases[f"selfcheck of {operation}, {number}"] = run

@@ -33,6 +33,33 @@ def select_smallest(
     threads: int,
     /,
 ) -> None: ...
+def count_scores(
+    weights: int,
+    stride: int,
+    norms: int,
+    rows: int,
+    columns: int,
+    prefix: int,
+    shift: int,
+    bits: int,
+    counts: int,
+    threads: int,
+    /,
+) -> None: ...
+def select_below(
+    weights: int,
+    stride: int,
+    norms: int,
+    rows: int,
+    columns: int,
+    threshold: int,
+    ties: int,
+    width: int,
+    mask: int,
+    taken: int,
+    threads: int,
+    /,
+) -> None: ...
 def select_per_row(
     weights: int, stride: int, norms: int, rows: int, columns: int, count: int, mask: int, threads: int, /
 ) -> None: ...

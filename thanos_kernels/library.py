@@ -21,6 +21,9 @@ _SCHEMAS = (
     "row_solve(Tensor gram, Tensor weights, Tensor mask, Tensor(a!) out, Tensor(b!) info, int workspace, str backend)"
     " -> ()",
     "select_smallest(Tensor weights, Tensor norms, Tensor count, int width, str backend) -> (Tensor, Tensor)",
+    "count_scores(Tensor weights, Tensor norms, Tensor prefix, int shift, int bits, str backend) -> Tensor",
+    "select_below(Tensor weights, Tensor norms, Tensor threshold, Tensor ties, int width, str backend)"
+    " -> (Tensor, Tensor)",
     "select_per_row(Tensor weights, Tensor norms, int count, str backend) -> Tensor",
     "select_n_of_m(Tensor scores, int n, int m, str backend) -> Tensor",
     "column_sweep(Tensor factor, Tensor weights, Tensor mask, str backend) -> Tensor",
@@ -40,6 +43,14 @@ def _row_solve(
 
 def _select_smallest(weights: Tensor, norms: Tensor, count: Tensor, width: int, backend: str) -> Any:
     return implementation("select_smallest", backend, weights, norms)(weights, norms, count, width)
+
+
+def _count_scores(weights: Tensor, norms: Tensor, prefix: Tensor, shift: int, bits: int, backend: str) -> Any:
+    return implementation("count_scores", backend, weights, norms)(weights, norms, prefix, shift, bits)
+
+
+def _select_below(weights: Tensor, norms: Tensor, threshold: Tensor, ties: Tensor, width: int, backend: str) -> Any:
+    return implementation("select_below", backend, weights, norms)(weights, norms, threshold, ties, width)
 
 
 def _select_per_row(weights: Tensor, norms: Tensor, count: int, backend: str) -> Any:
@@ -75,6 +86,16 @@ def _fake_select_smallest(weights: Tensor, norms: Tensor, count: Tensor, width: 
     return _mask(weights, width), weights.new_empty((), dtype=torch.int64)
 
 
+def _fake_count_scores(weights: Tensor, norms: Tensor, prefix: Tensor, shift: int, bits: int, backend: str) -> Tensor:
+    return weights.new_empty(1 << bits, dtype=torch.int64)
+
+
+def _fake_select_below(
+    weights: Tensor, norms: Tensor, threshold: Tensor, ties: Tensor, width: int, backend: str
+) -> Any:
+    return _mask(weights, width), weights.new_empty((), dtype=torch.int64)
+
+
 def _fake_select_per_row(weights: Tensor, norms: Tensor, count: int, backend: str) -> Tensor:
     return _mask(weights, weights.shape[1])
 
@@ -94,6 +115,8 @@ def _fake_column_sweep_n_of_m(factor: Tensor, weights: Tensor, n: int, m: int, b
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "row_solve": (_row_solve, _nothing),
     "select_smallest": (_select_smallest, _fake_select_smallest),
+    "count_scores": (_count_scores, _fake_count_scores),
+    "select_below": (_select_below, _fake_select_below),
     "select_per_row": (_select_per_row, _fake_select_per_row),
     "select_n_of_m": (_select_n_of_m, _fake_select_n_of_m),
     "column_sweep": (_column_sweep, _fake_column_sweep),
@@ -108,6 +131,8 @@ for name, (real, fake) in _FUNCTIONS.items():
 
 row_solve = torch.ops.thanos.row_solve.default
 select_smallest = torch.ops.thanos.select_smallest.default
+count_scores = torch.ops.thanos.count_scores.default
+select_below = torch.ops.thanos.select_below.default
 select_per_row = torch.ops.thanos.select_per_row.default
 select_n_of_m = torch.ops.thanos.select_n_of_m.default
 column_sweep = torch.ops.thanos.column_sweep.default

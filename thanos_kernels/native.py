@@ -116,6 +116,46 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
     return mask, taken
 
 
+def count_scores(weights: Tensor, norms: Tensor, prefix: Tensor, shift: int, bits: int) -> Tensor:
+    """As ``reference.count_scores``."""
+    weights, norms = _rows(weights), norms.contiguous()
+    counts = torch.empty(1 << bits, dtype=torch.int64, device="cpu")
+    _C.count_scores(
+        weights.data_ptr(),
+        weights.stride(0),
+        norms.data_ptr(),
+        len(weights),
+        weights.shape[1],
+        int(prefix),
+        shift,
+        bits,
+        counts.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return counts
+
+
+def select_below(weights: Tensor, norms: Tensor, threshold: Tensor, ties: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """As ``reference.select_below``."""
+    weights, norms = _rows(weights), norms.contiguous()
+    mask = torch.empty((len(weights), width), dtype=torch.bool, device="cpu")
+    taken = torch.empty((), dtype=torch.int64, device="cpu")
+    _C.select_below(
+        weights.data_ptr(),
+        weights.stride(0),
+        norms.data_ptr(),
+        len(weights),
+        weights.shape[1],
+        int(threshold),
+        int(ties),
+        width,
+        mask.data_ptr(),
+        taken.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return mask, taken
+
+
 def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
     """As ``reference.select_per_row``, without a sort."""
     weights, norms = _rows(weights), norms.contiguous()

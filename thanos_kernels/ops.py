@@ -14,54 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from thanos_kernels import library
-from thanos_kernels.arguments import output
+from thanos_kernels.arguments import INPUTS, WORKING, check_n_of_m, check_norms, matrix, output, square, whole_mask
 from thanos_kernels.damping import damp, damped_diagonal, damping_schedule
 from thanos_kernels.dispatch import check, implementation
 from thanos_kernels.scope import plain_arithmetic, writing
-
-_WORKING = (torch.float32, torch.float64)
-_INPUTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def _matrix(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, int | None]) -> None:
-    """Refuse anything but a dense matrix of these dtypes; None in ``shape`` takes any size."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
-    if tensor.dtype not in dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"{name} must have dtype {names}, not {str(tensor.dtype).removeprefix('torch.')}")
-    fits = tensor.dim() == 2 and all(want in (None, have) for want, have in zip(shape, tensor.shape, strict=True))
-    if not fits:
-        wanted = " x ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape {wanted}, not {' x '.join(map(str, tensor.shape)) or 'scalar'}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be dense, not {tensor.layout}; pass its .to_dense()")
-
-
-def _square(name: str, tensor: Tensor) -> None:
-    _matrix(name, tensor, _WORKING, (None, None))
-    _matrix(name, tensor, _WORKING, (None, len(tensor)))
-
-
-def _mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A mask (c, B) whose bytes are 0 and 1; a view of other bytes as bool may hold any, and kernels read bytes."""
-    _matrix("mask", mask, (torch.bool,), shape)
-    return mask.view(torch.uint8).bool()
-
-
-def _norms(norms: Tensor, weights: Tensor) -> None:
-    if norms.dtype != weights.dtype or norms.shape != weights.shape[1:]:
-        raise ValueError(
-            f"norms must hold one {weights.dtype} for each of the {weights.shape[1]} columns, "
-            f"not {norms.dtype} of shape {tuple(norms.shape)}"
-        )
-
-
-def _n_of_m(n: int, m: int, columns: int) -> None:
-    if not 0 <= n <= m or m < 1:
-        raise ValueError(f"n:m must have 0 <= n <= m and m >= 1, not {n}:{m}")
-    if columns % m:
-        raise ValueError(f"groups of {m} do not divide {columns} columns")
 
 
 @plain_arithmetic
@@ -92,10 +48,10 @@ def row_solve_ex(
         The multipliers (c, B), zero off the mask, and ``info``: 0 where a row was solved, else the 1-based column at
         which its system lost positive definiteness; such a row's multipliers are zero.
     """
-    _matrix("weights", weights, _WORKING, (None, None))
+    matrix("weights", weights, WORKING, (None, None))
     rows, width = weights.shape
-    _matrix("gram", gram, (weights.dtype,), (width, width))
-    mask = _mask(mask, (rows, width))
+    matrix("gram", gram, (weights.dtype,), (width, width))
+    mask = whole_mask(mask, (rows, width))
     if workspace < 0:
         raise ValueError(f"workspace must be a number of bytes, or 0, not {workspace}")
     check("row_solve", backend, weights, gram, mask)
@@ -139,8 +95,8 @@ def select_smallest(
         The mask of the first ``width`` columns (c, width), bool, and how many of the ``count`` it holds, a 0-d int64
         tensor on the weights' device. Equal scores go to the lower flat index of the c x b matrix.
     """
-    _matrix("weights", weights, _WORKING, (None, None))
-    _norms(norms, weights)
+    matrix("weights", weights, WORKING, (None, None))
+    check_norms(norms, weights)
     if not 0 <= width <= weights.shape[1]:
         raise ValueError(f"width must be from 0 to {weights.shape[1]}, not {width}")
     if not isinstance(count, Tensor) and not 0 <= count <= weights.numel():
@@ -154,14 +110,67 @@ def select_smallest(
     return mask, taken
 
 
+def score_digits(dtype: torch.dtype) -> tuple[tuple[int, int], ...]:
+    """The digits that :func:`count_scores` tells apart, from the first: how many bits lie below one, and its own."""
+    return ((23, 8), (12, 11), (0, 12)) if dtype == torch.float32 else ((52, 11), (39, 13), (26, 13), (13, 13), (0, 13))
+
+
+@plain_arithmetic
+def count_scores(weights: Tensor, norms: Tensor, prefix: Tensor, digit: int, *, backend: str = "auto") -> Tensor:
+    """How many scores ``abs(weights) * norms`` have each value of one digit of their bits.
+
+    The bits of a non-negative float order as the float does. Counts of parts of a matrix add up, so a threshold for
+    all of it is found digit by digit without bringing the parts together (:func:`thanos.engine.peers.select_smallest`).
+
+    Args:
+        weights, norms: as for :func:`select_smallest`.
+        prefix: 0-d int64, on the weights' device: scores count whose bits before the digit are these; 0 for the first.
+        digit: which of :func:`score_digits`.
+
+    Returns:
+        (2^bits of the digit,), int64.
+    """
+    matrix("weights", weights, WORKING, (None, None))
+    check_norms(norms, weights)
+    digits = score_digits(weights.dtype)
+    if not 0 <= digit < len(digits):
+        raise ValueError(f"digit must be from 0 to {len(digits) - 1}, not {digit}")
+    check("count_scores", backend, weights, norms)
+    counts: Tensor = library.count_scores(weights, norms, prefix, *digits[digit], backend)
+    return counts
+
+
+@plain_arithmetic
+def select_below(
+    weights: Tensor, norms: Tensor, threshold: Tensor, ties: Tensor, width: int, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The mask of the scores ``abs(weights) * norms`` up to a threshold: what :func:`select_smallest` does at its end.
+
+    Args:
+        weights, norms, width: as for :func:`select_smallest`.
+        threshold: 0-d int64, on the weights' device: the bits of a score.
+        ties: 0-d int64: how many of the scores equal to it are taken, the first in flat order.
+
+    Returns:
+        As :func:`select_smallest`.
+    """
+    matrix("weights", weights, WORKING, (None, None))
+    check_norms(norms, weights)
+    if not 0 <= width <= weights.shape[1]:
+        raise ValueError(f"width must be from 0 to {weights.shape[1]}, not {width}")
+    check("select_below", backend, weights, norms)
+    mask, taken = library.select_below(weights, norms, threshold, ties, width, backend)
+    return mask, taken
+
+
 @plain_arithmetic
 def select_per_row(weights: Tensor, norms: Tensor, count: int, *, backend: str = "auto") -> Tensor:
     """In each row, the ``count`` smallest ``abs(weights) * norms`` (Wanda's comparison group).
 
     Arguments as :func:`select_smallest`, ``count`` from 0 to b. Returns the mask (c, b), bool; ties to the lower index.
     """
-    _matrix("weights", weights, _WORKING, (None, None))
-    _norms(norms, weights)
+    matrix("weights", weights, WORKING, (None, None))
+    check_norms(norms, weights)
     if not 0 <= count <= weights.shape[1]:
         raise ValueError(f"count must be from 0 to {weights.shape[1]}, not {count}")
     check("select_per_row", backend, weights, norms)
@@ -179,16 +188,16 @@ def select_n_of_m(scores: Tensor, n: int, m: int, *, backend: str = "auto") -> T
     Returns:
         The mask (c, b), bool; ties to the lower index.
     """
-    _matrix("scores", scores, _WORKING, (None, None))
-    _n_of_m(n, m, scores.shape[1])
+    matrix("scores", scores, WORKING, (None, None))
+    check_n_of_m(n, m, scores.shape[1])
     check("select_n_of_m", backend, scores, group=m)
     mask: Tensor = library.select_n_of_m(scores, n, m, backend)
     return mask
 
 
 def _sweep_arguments(factor: Tensor, weights: Tensor) -> None:
-    _matrix("weights", weights, _WORKING, (None, None))
-    _matrix("factor", factor, (weights.dtype,), (weights.shape[1], weights.shape[1]))
+    matrix("weights", weights, WORKING, (None, None))
+    matrix("factor", factor, (weights.dtype,), (weights.shape[1], weights.shape[1]))
 
 
 @plain_arithmetic
@@ -204,7 +213,7 @@ def column_sweep(factor: Tensor, weights: Tensor, mask: Tensor, *, backend: str 
         e (c, B), zero off the mask.
     """
     _sweep_arguments(factor, weights)
-    mask = _mask(mask, (weights.shape[0], weights.shape[1]))
+    mask = whole_mask(mask, (weights.shape[0], weights.shape[1]))
     check("column_sweep", backend, weights, factor, mask)
     errors: Tensor = library.column_sweep(factor, weights, mask, backend)
     return errors
@@ -219,7 +228,7 @@ def column_sweep_n_of_m(
     Returns e (c, B) and the mask (c, B), bool. m must divide B.
     """
     _sweep_arguments(factor, weights)
-    _n_of_m(n, m, weights.shape[1])
+    check_n_of_m(n, m, weights.shape[1])
     check("column_sweep_n_of_m", backend, weights, factor, group=m)
     errors, mask = library.column_sweep_n_of_m(factor, weights, n, m, backend)
     return errors, mask
@@ -237,7 +246,7 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backen
     Returns:
         ``hessian``.
     """
-    _matrix("hessian", hessian, _WORKING, (None, None))
+    matrix("hessian", hessian, WORKING, (None, None))
     width = hessian.shape[0]
     if inputs.dim() < 1 or inputs.shape[-1] != width or hessian.shape[1] != width:
         raise ValueError(
@@ -247,7 +256,7 @@ def accumulate_hessian(hessian: Tensor, inputs: Tensor, weight: float, *, backen
     if not hessian.is_contiguous():
         raise ValueError("hessian must be contiguous: it is updated in place")
     flat = inputs.reshape(math.prod(inputs.shape[:-1]), width)
-    _matrix("inputs", flat, _INPUTS, (None, width))
+    matrix("inputs", flat, INPUTS, (None, width))
     if len(flat) == 0:
         raise ValueError("inputs hold no tokens: their mean is undefined")
     if not 0 <= weight <= 1:
@@ -263,7 +272,7 @@ def inverse_factor_ex(
     hessian: Tensor, damping: float, *, out: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One attempt of :func:`inverse_factor`, unchecked: U, dead and the 0-d ``info`` (zero where it succeeded)."""
-    _square("hessian", hessian)
+    square("hessian", hessian)
     out = output("out", out, tuple(hessian.shape), hessian, hessian.dtype)
     check("inverse_factor", backend, hessian)
     run = implementation("inverse_factor", backend, hessian)
@@ -313,7 +322,7 @@ def eliminate(
         ``Hd[T,T]^-1 Hd[T,S]`` (t, s); the Schur complement ``Hd[S,S] - Hd[S,T] Hd[T,T]^-1 Hd[T,S]`` (s, s), symmetric;
         and the 0-d ``info``, non-zero where ``Hd[T,T]`` is not positive definite.
     """
-    _square("hessian", hessian)
+    square("hessian", hessian)
     for name, columns in (("kept", kept), ("removed", removed)):
         if columns.dim() != 1 or columns.dtype != torch.int64:
             raise ValueError(f"{name} must be (n,) of int64, not {columns.dtype} {tuple(columns.shape)}")
@@ -364,6 +373,6 @@ def outlier_rows(weights: Tensor, hessian: Tensor, count: int, *, backend: str =
 
 
 def _check_energy(operation: str, weights: Tensor, hessian: Tensor, backend: str) -> None:
-    _matrix("weights", weights, _WORKING, (None, None))
-    _matrix("hessian", hessian, (weights.dtype,), (weights.shape[1], weights.shape[1]))
+    matrix("weights", weights, WORKING, (None, None))
+    matrix("hessian", hessian, (weights.dtype,), (weights.shape[1], weights.shape[1]))
     check(operation, backend, weights, hessian)

@@ -43,6 +43,27 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
     return mask, mask.sum()
 
 
+def _bits(scores: Tensor) -> Tensor:
+    """The bits of non-negative floats, which order as the floats do, as int64."""
+    return scores.view(torch.int32 if scores.dtype == torch.float32 else torch.int64).long()
+
+
+def count_scores(weights: Tensor, norms: Tensor, prefix: Tensor, shift: int, bits: int) -> Tensor:
+    """How many scores that begin with ``prefix`` have each value of the digit behind it."""
+    scores = _bits((weights.abs() * norms).flatten())
+    inside = scores[scores >> (shift + bits) == prefix]
+    return (inside >> shift & ((1 << bits) - 1)).bincount(minlength=1 << bits)
+
+
+def select_below(weights: Tensor, norms: Tensor, threshold: Tensor, ties: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The scores whose bits are below ``threshold`` and the first ``ties`` equal to it, of the first columns."""
+    scores = _bits(weights.abs() * norms)
+    equal = scores == threshold
+    earlier = equal.flatten().cumsum(0).view_as(equal)
+    mask = ((scores < threshold) | (equal & (earlier <= ties)))[:, :width].contiguous()
+    return mask, mask.sum()
+
+
 def select_per_row(weights: Tensor, norms: Tensor, count: int) -> Tensor:
     """In each row, the ``count`` smallest ``abs(weights) * norms``, ties to the lower index."""
     order = (weights.abs() * norms).argsort(dim=1, stable=True)

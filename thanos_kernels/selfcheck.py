@@ -18,6 +18,7 @@ from thanos_kernels import reference, triton
 from thanos_kernels.errors import first_line
 from thanos_kernels.scope import plain_arithmetic
 
+_OF_BITS = ("count_scores", "select_below")  # of float32: there is nothing to round
 TOLERANCE = 1e-4  # of the largest value, in float32 against float64
 
 
@@ -51,7 +52,8 @@ def compare(operation: str, run: Callable[..., Any], device: torch.device, small
     worst = 0.0
     for arguments in examples(operation, device, small):
         got = results(operation, run, arguments)
-        wanted = results(operation, getattr(reference, operation), [_wide(value) for value in arguments])
+        exact = arguments if operation in _OF_BITS else [_wide(value) for value in arguments]
+        wanted = results(operation, getattr(reference, operation), exact)
         for have, want in zip(got, wanted, strict=True):
             if have.is_floating_point():
                 difference = (have.double() - want).abs().max() / want.abs().max().clamp(min=1e-30)
@@ -86,6 +88,14 @@ def examples(operation: str, device: torch.device, small: bool = False) -> Itera
         for weights in (normal(rows, 300), normal(rows, 70).mul(2).round()):
             count = torch.tensor(weights.numel() // 2, dtype=torch.int64, device=device)
             yield [weights, ones(weights.shape[1]), count, 64]
+    elif operation in ("count_scores", "select_below"):
+        for weights in (normal(rows, 300), normal(rows, 70).mul(2).round()):
+            for shift, bits in ((23, 8), (12, 11), (0, 12)):
+                norms, middle = ones(weights.shape[1]), weights.abs().median().view(torch.int32).long()
+                if operation == "count_scores":
+                    yield [weights, norms, middle >> (shift + bits), shift, bits]
+                else:
+                    yield [weights, norms, middle, torch.tensor(shift, dtype=torch.int64, device=device), 64]
     elif operation == "select_per_row":
         yield [normal(rows, 600), ones(600), 300]
         yield [normal(rows, 70).mul(2).round(), ones(70), 35]

@@ -40,6 +40,10 @@ Operation = Callable[..., Any]
 OPERATIONS: dict[str, Operation] = {
     "row_solve": lambda t, b: kernels.row_solve(t["gram"], t["weights"], t["mask"], backend=b),
     "select_smallest": lambda t, b: kernels.select_smallest(t["weights"], t["norms"], 300, 20, backend=b),
+    "count_scores": lambda t, b: kernels.count_scores(t["weights"], t["norms"], torch.tensor(0), 0, backend=b),
+    "select_below": lambda t, b: kernels.select_below(
+        t["weights"], t["norms"], torch.tensor(0x3F000000), torch.tensor(3), 20, backend=b
+    ),
     "select_per_row": lambda t, b: kernels.select_per_row(t["weights"], t["norms"], 13, backend=b),
     "select_n_of_m": lambda t, b: kernels.select_n_of_m(t["weights"], 2, 4, backend=b),
     "column_sweep": lambda t, b: kernels.column_sweep(t["factor"], t["weights"], t["mask"], backend=b),

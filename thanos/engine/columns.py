@@ -8,22 +8,25 @@ from torch import Tensor
 import thanos_kernels as kernels
 from thanos.engine.factor import Factor
 from thanos.engine.methods import METHODS
+from thanos.engine.peers import ALONE, Peers
 from thanos.engine.sweep import Attempt, row_parts, squared
 from thanos.engine.timing import StepTimer
 from thanos.options import Options
 from thanos.pattern import Structured
 
 
-def remove_columns(weights: Tensor, rows: Tensor | None, factor: Factor, options: Options, timed: StepTimer) -> Attempt:
+def remove_columns(
+    weights: Tensor, rows: Tensor | None, factor: Factor, options: Options, timed: StepTimer, peers: Peers = ALONE
+) -> Attempt:
     """Remove columns S of ``rows`` (n,) of ``weights`` (c, b), all rows if None, and update the kept ones, T.
 
     ``W_T += W_S Hd[S,T] Hd[T,T]^-1``, the correct form of the paper's equation 13. The damped loss,
     ``tr(W_S (Hd[S,S] - Hd[S,T] Hd[T,T]^-1 Hd[T,S]) W_S.T)``, comes from the Schur complement. The form through the
-    inverse, ``-W_S G[S,S]^-1 G[S,T]``, needs as many flops for G's rows alone.
+    inverse, ``-W_S G[S,S]^-1 G[S,T]``, needs as many flops for G's rows alone. ``peers`` as for :func:`sweep`.
     """
     backend = options.backend
     with timed("select"):
-        kept, removed = _choose(weights, rows, factor, options)
+        kept, removed = _choose(weights, rows, factor, options, peers)
     with timed("solve"):
         solution, schur, failed = kernels.eliminate(factor.hessian, factor.damping, kept, removed, backend=backend)
     pruned, loss = weights.clone(), weights.new_zeros((), dtype=torch.float64)
@@ -42,11 +45,14 @@ def remove_columns(weights: Tensor, rows: Tensor | None, factor: Factor, options
     return Attempt(pruned, mask, loss, failed != 0)
 
 
-def _choose(weights: Tensor, rows: Tensor | None, factor: Factor, options: Options) -> tuple[Tensor, Tensor]:
+def _choose(
+    weights: Tensor, rows: Tensor | None, factor: Factor, options: Options, peers: Peers
+) -> tuple[Tensor, Tensor]:
     """Indices of the columns that are kept (t,) and removed (s,): the smallest scores, ties to the lower index."""
     assert isinstance(options.pattern, Structured)
     score, parts = METHODS[options.method].column_scores, row_parts(weights, rows, factor)
-    order = torch.stack([score(part, factor, options) for _, part in parts]).sum(0).argsort(stable=True)
+    scores = torch.stack([score(part, factor, options) for _, part in parts]).sum(0)
+    order = peers.sum(scores).argsort(stable=True)
     count = options.pattern.columns(len(order), options.outlier_fraction)
     removed = torch.zeros_like(factor.dead).index_fill_(0, order[:count], True)
     order = removed.argsort(stable=True)

@@ -17,8 +17,9 @@ from thanos.engine.columns import remove_columns
 from thanos.engine.factor import Factor, HessianNotFiniteError, check_hessian, converted, factorise, finite, more_damped
 from thanos.engine.mask_search import search_mask
 from thanos.engine.methods import METHODS
+from thanos.engine.peers import ALONE, Peers
 from thanos.engine.refine import refit
-from thanos.engine.sweep import Attempt, sweep
+from thanos.engine.sweep import Attempt, sweep, with_outliers
 from thanos.engine.timing import StepTimer, immediate, read
 from thanos.options import Options
 from thanos.pattern import Pattern, Structured, Unstructured
@@ -111,9 +112,18 @@ def factor_for(hessian: Tensor | Factor, dtype: torch.dtype, options: Options) -
 
 @plain_arithmetic
 def prune_layer(
-    weight: Tensor, factor: Factor, options: Options, timed: StepTimer, *, energy: bool = False
+    weight: Tensor,
+    factor: Factor,
+    options: Options,
+    timed: StepTimer,
+    *,
+    energy: bool = False,
+    peers: Peers = ALONE,
 ) -> PrunedWeight:
     """Prune one layer, with more damping of its own for as long as a system or factorisation fails.
+
+    All ``peers`` call it with the same arguments, each prunes a share of the rows, and all get the whole weight; the
+    mask holds the rows of this process alone.
 
     Args:
         weight: (c, b), checked by :func:`check_weight`.
@@ -132,14 +142,17 @@ def prune_layer(
     total = torch.zeros_like(factor.ridge)
     if energy:
         with timed("loss"):
-            total = kernels.row_energy(original, factor.hessian, backend=options.backend).double().sum()
+            own = original if peers.size == 1 else peers.share(original)
+            total = kernels.row_energy(own, factor.hessian, backend=options.backend).double().sum()
     while True:
-        attempt = _attempt(original, factor, options, timed)
-        pruned = attempt.weight.to(weight.dtype)
-        counts = attempt.mask.count_nonzero(), pruned.eq(0).count_nonzero()  # of bool: twenty times as fast as sums
+        rows = _rows(original, factor, options, timed, peers)
+        attempt = _attempt(original, rows, factor, options, timed, peers)
+        pruned = _joined(weight, rows, attempt.weight, peers)
+        # Counts are of bool: twenty times as fast as sums.
+        removed_zeros = attempt.mask.count_nonzero(), pruned.eq(0).count_nonzero()
         # The layer's one wait for its device.
-        loss, removed, zeros, output, failed, *were_finite = read(
-            attempt.loss, *counts, total, attempt.failed, *are_finite
+        loss, removed, zeros, output, failed, *were_finite = _read_all(
+            peers, attempt.loss, *removed_zeros, total, attempt.failed, *are_finite
         )
         _refuse_not_finite(*were_finite)
         if not failed:
@@ -153,35 +166,75 @@ def prune_layer(
         factor.damping if METHODS[options.method].compensates or options.refine != "none" else 0.0,
         timed.seconds(),
         int(removed),
-        int(zeros),
+        int(zeros) // peers.size,  # all have counted the whole weight
         output if energy else None,
     )
 
 
-def _attempt(weights: Tensor, factor: Factor, options: Options, timed: StepTimer) -> Attempt:
-    """The layer pruned with the damping of ``factor``."""
-    rows = None
+def _rows(weights: Tensor, factor: Factor, options: Options, timed: StepTimer, peers: Peers) -> Tensor | None:
+    """The rows that are pruned (n,), those of all peers: all but the outliers; None for all."""
     count = options.outliers(len(weights))
-    if count:
-        with timed("select"):
+    if count == 0:
+        return None if peers.size == 1 else torch.arange(len(weights), dtype=torch.int64, device=weights.device)
+    with timed("select"):
+        if peers.size == 1:
             outlier = kernels.outlier_rows(weights, factor.hessian, count, backend=options.backend)
-            rows = outlier.argsort(stable=True)[: len(weights) - count]
+        else:
+            every = torch.arange(len(weights), dtype=torch.int64, device=weights.device)
+            own = kernels.row_energy(peers.share(weights), factor.hessian, backend=options.backend)
+            energies = peers.join(every, own, weights.new_empty(len(weights)))
+            largest = energies.argsort(descending=True, stable=True)[:count]
+            outlier = torch.zeros_like(every, dtype=torch.bool).index_fill_(0, largest, True)
+        return outlier.argsort(stable=True)[: len(weights) - count]
+
+
+def _joined(weight: Tensor, rows: Tensor | None, pruned: Tensor, peers: Peers) -> Tensor:
+    """The whole pruned weight, in the dtype of ``weight``, from everybody's share of ``rows``."""
+    pruned = pruned.to(weight.dtype)
+    if peers.size == 1 or rows is None:
+        return pruned
+    return peers.join(rows, pruned[peers.share(rows)], pruned)
+
+
+def _read_all(peers: Peers, *values: Tensor) -> list[float]:
+    """The sums of everybody's 0-d ``values``, by one wait."""
+    if peers.size == 1:
+        return read(*values)
+    return list(peers.sum(torch.stack([value.double() for value in values])).cpu().tolist())
+
+
+def _attempt(
+    weights: Tensor, rows: Tensor | None, factor: Factor, options: Options, timed: StepTimer, peers: Peers
+) -> Attempt:
+    """The layer pruned with the damping of ``factor``; with peers, this process' share of ``rows``."""
+    own = rows if rows is None or peers.size == 1 else peers.share(rows)
     joint = isinstance(options.pattern, Structured) and METHODS[options.method].joint
-    attempt = (remove_columns if joint else sweep)(weights, rows, factor, options, timed)
+    attempt = (remove_columns if joint else sweep)(weights, own, factor, options, timed, peers)
     if options.refine == "none":
         return attempt
     with timed("refine"):
-        return _refined(weights, attempt, factor, options)
+        if own is None or peers.size == 1:
+            return _refined(weights, attempt, factor, options, peers)
+        part = attempt._replace(weight=attempt.weight[own], mask=attempt.mask[own])
+        part = _refined(weights[own], part, factor, options, peers)
+        return Attempt(*with_outliers(weights, own, part.weight, part.mask), part.loss, part.failed)
 
 
-def _refined(weights: Tensor, attempt: Attempt, factor: Factor, options: Options) -> Attempt:
+def _refined(weights: Tensor, attempt: Attempt, factor: Factor, options: Options, peers: Peers) -> Attempt:
     """The attempt after its refinement; the search starts from the refit, so that no stage raises the loss."""
     problem = factor.hessian, factor.damping
     better = refit(weights, attempt.weight, attempt.mask, *problem, backend=options.backend)
     if options.refine == "admm" and not isinstance(options.pattern, Structured):
         by_row = options.method == "wanda" and isinstance(options.pattern, Unstructured)
         better = search_mask(
-            weights, better.weight, better.mask, *problem, options.pattern, by_row=by_row, backend=options.backend
+            weights,
+            better.weight,
+            better.mask,
+            *problem,
+            options.pattern,
+            by_row=by_row,
+            backend=options.backend,
+            peers=peers,
         )
     return attempt._replace(weight=better.weight, mask=better.mask, loss=better.loss_after.sum())
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
+from thanos.engine.peers import ALONE, Peers, select_smallest
 from thanos.engine.refine import SWEEPS, Refined, check_layer, refit
 from thanos.pattern import Pattern, SemiStructured, Structured
 
@@ -56,6 +57,7 @@ def search_mask(
     schedule: Schedule | None = None,
     sweeps: int = SWEEPS,
     backend: str = "auto",
+    peers: Peers = ALONE,
 ) -> Refined:
     """Exchange removed weights for kept ones where that lowers the layer loss, then :func:`refit` what is kept.
 
@@ -70,6 +72,7 @@ def search_mask(
             stay, only the refit runs.
         by_row: unstructured with the same count in every row (Wanda's): every row keeps it.
         schedule: ``Schedule()`` if None.
+        peers: others with rows of the same layer; they search together.
 
     Returns:
         A weight and a mask of the same pattern and count. A row (n:m, ``by_row``) or else the whole layer whose
@@ -81,17 +84,18 @@ def search_mask(
     check_layer(target, pruned, mask, hessian)
     schedule = schedule or Schedule()
     rows = mask.any(1).nonzero()[:, 0]
-    if isinstance(pattern, Structured) or schedule.stages == 0 or len(rows) == 0:
+    if isinstance(pattern, Structured) or schedule.stages == 0 or peers.total(len(rows)) == 0:
         return refit(target, pruned, mask, hessian, damping, sweeps=sweeps, backend=backend)
     start = refit(target, pruned, mask, hessian, damping, sweeps=0, backend=backend)
     goal, first, first_mask = target[rows], pruned[rows], mask[rows]
-    select = _selection(pattern, first_mask, by_row, backend)
-    guess, found_mask = _search(goal, first, first_mask, hessian, damping, select, schedule, backend)
+    select = _selection(pattern, first_mask, by_row, backend, peers)
+    guess, found_mask = _search(goal, first, first_mask, hessian, damping, select, schedule, backend, peers)
     found = refit(goal, guess, found_mask, hessian, damping, sweeps=sweeps, backend=backend)
 
     lower = found.loss_after < start.loss_before[rows]
     if not (by_row or isinstance(pattern, SemiStructured)):  # rows exchange weights: all of them or none
-        lower = (found.loss_after.sum() < start.loss_before[rows].sum()).expand_as(lower)
+        sums = peers.sum(torch.stack([found.loss_after.sum(), start.loss_before[rows].sum()]))
+        lower = (sums[0] < sums[1]).expand_as(lower)
     weight, mask, after = pruned.clone(), mask.clone(), start.loss_before.clone()
     better, others = lower.nonzero()[:, 0], rows[~lower]
     weight[rows[better]], mask[rows[better]] = found.weight[better], found.mask[better]
@@ -102,19 +106,21 @@ def search_mask(
     return Refined(weight, mask, start.loss_before, after)
 
 
-def _selection(pattern: Pattern, mask: Tensor, by_row: bool, backend: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _selection(
+    pattern: Pattern, mask: Tensor, by_row: bool, backend: str, peers: Peers
+) -> Callable[[Tensor, Tensor], Tensor]:
     """(magnitudes (n, b), norms (b,)) -> the mask of the smallest, by the pattern and with the counts of ``mask``."""
     if isinstance(pattern, SemiStructured):
         n, m = pattern.n, pattern.m
         return lambda sizes, norms: kernels.select_n_of_m(sizes * norms, n, m, backend=backend)
     if by_row:
         counts = mask.sum(1)
-        count = int(counts[0])
+        count = int(counts[0]) if len(counts) else 0
         if bool((counts != count).any()):
             raise ValueError("by_row needs a mask with the same count in every row that is pruned")
         return lambda sizes, norms: kernels.select_per_row(sizes, norms, count, backend=backend)
-    total, width = int(mask.sum()), mask.shape[1]
-    return lambda sizes, norms: kernels.select_smallest(sizes, norms, total, width, backend=backend)[0]
+    total, width = peers.total(int(mask.sum())), mask.shape[1]
+    return lambda sizes, norms: select_smallest(sizes, norms, total, width, peers, backend)[0]
 
 
 def _search(
@@ -126,6 +132,7 @@ def _search(
     select: Callable[[Tensor, Tensor], Tensor],
     schedule: Schedule,
     backend: str,
+    peers: Peers,
 ) -> tuple[Tensor, Tensor]:
     """A weight (n, b) and its mask at the end of the stages; the first guess if a stage cannot be factored."""
     damped, dead, _ = kernels.damp(hessian, damping)
@@ -134,10 +141,10 @@ def _search(
     live, tiny = (~dead).to(target.dtype), torch.finfo(target.dtype).tiny
     goal = torch.where(dead, 0, target * scale)
     both, rho, carried = pruned * scale, schedule.rho, 1.0  # both: Z where kept, u where pruned
-    kept_count = mask.numel() - int(mask.sum())
+    kept_count = peers.total(mask.numel() - int(mask.sum()))
     for stage in range(schedule.stages):
         upper, _, info = kernels.inverse_factor_ex(normal, rho, backend=backend)
-        if int(info):
+        if peers.total(int(info)):
             break
         fast = stage < schedule.stages - 1 and kernels.bfloat16_pays(both)
         inverse = _scaled_inverse(upper, rho)
@@ -150,7 +157,7 @@ def _search(
             moved = wanted.to(inverse.dtype) @ inverse
             both = torch.where(mask, both, 0).add_(goal).add_(moved)
             mask = select(both.abs().clamp_(min=tiny), live) | dead
-        exchanged = int((before & ~mask).sum()) / max(1, kept_count)
+        exchanged = peers.total(int((before & ~mask).sum())) / max(1, kept_count)
         if exchanged == 0:
             break
         later = schedule.next_rho(rho, exchanged)

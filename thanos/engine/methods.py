@@ -15,6 +15,7 @@ from torch import Tensor
 
 import thanos_kernels as kernels
 from thanos.engine.factor import Factor
+from thanos.engine.peers import ALONE, Peers, select_smallest
 from thanos.engine.timing import StepTimer
 from thanos.options import Options
 from thanos.pattern import Pattern, SemiStructured, Unstructured
@@ -30,8 +31,12 @@ class Block:
     trailing: Tensor  # (c, b - start): W from the block's first column on
     start: int
     width: int  # B
-    remaining: int | Tensor  # how many weights of the trailing columns are still to be removed
+    remaining: (
+        int | Tensor
+    )  # how many weights of the trailing columns are still to be removed, in the rows of all peers
     removed: Tensor | None  # (b,), bool: the columns to remove, where they were chosen beforehand
+    rows: int  # of all peers together
+    peers: Peers = ALONE
 
     @property
     def pattern(self) -> Pattern:
@@ -120,7 +125,7 @@ def _n_of_m(block: Block, pattern: SemiStructured, norms: Tensor) -> Tensor:
 
 def _smallest(block: Block, norms: Tensor) -> tuple[Tensor, Tensor]:
     """The block's part of the smallest ``abs(w) * norm`` of all remaining columns, and how many those are."""
-    return kernels.select_smallest(block.trailing, norms, block.remaining, block.width, backend=block.backend)
+    return select_smallest(block.trailing, norms, block.remaining, block.width, block.peers, block.backend)
 
 
 def _thanos(block: Block) -> Step:
@@ -148,8 +153,8 @@ def _sparsegpt(block: Block) -> Step:
     if mask is None:
         assert isinstance(block.pattern, Unstructured)
         with block.timed("select"):
-            norms, count = block.v.diagonal().reciprocal(), block.pattern.count(block.weights.numel())
-            mask, _ = kernels.select_smallest(block.weights, norms, count, block.width, backend=block.backend)
+            norms, count = block.v.diagonal().reciprocal(), block.pattern.count(block.rows * block.width)
+            mask, _ = select_smallest(block.weights, norms, count, block.width, block.peers, block.backend)
     with block.timed("solve"):
         return Step(mask, kernels.column_sweep(block.v, block.weights, mask, backend=block.backend))
 

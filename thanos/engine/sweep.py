@@ -11,6 +11,7 @@ from torch import Tensor
 import thanos_kernels as kernels
 from thanos.engine.factor import Factor
 from thanos.engine.methods import METHODS, Block, Method, upper
+from thanos.engine.peers import ALONE, Peers
 from thanos.engine.timing import StepTimer
 from thanos.options import Options
 from thanos.pattern import Structured, Unstructured
@@ -34,17 +35,22 @@ class Attempt(NamedTuple):
     failed: Tensor
 
 
-def sweep(weights: Tensor, rows: Tensor | None, factor: Factor, options: Options, timed: StepTimer) -> Attempt:
-    """Prune ``rows`` (n,) of ``weights`` (c, b), all if None, block by block; the others are left untouched."""
+def sweep(
+    weights: Tensor, rows: Tensor | None, factor: Factor, options: Options, timed: StepTimer, peers: Peers = ALONE
+) -> Attempt:
+    """Prune ``rows`` (n,) of ``weights`` (c, b), all if None, block by block; the others are left untouched.
+
+    With ``peers``, each of whom prunes rows of its own, loss and failure are those of this process' rows.
+    """
     method = METHODS[options.method]
     work = factor.without_dead_(weights.clone() if rows is None else weights[rows])
     columns = None
     if isinstance(options.pattern, Structured):
         with timed("select"):
-            chosen = method.column_scores(work, factor, options).argsort(stable=True)
+            chosen = peers.sum(method.column_scores(work, factor, options)).argsort(stable=True)
             chosen = chosen[: options.pattern.columns(len(chosen), options.outlier_fraction)]
             columns = torch.zeros_like(factor.dead).index_fill_(0, chosen, True)
-    mask, loss, failed = _remove(work, columns, method, factor, options, timed)
+    mask, loss, failed = _remove(work, columns, method, factor, options, timed, peers)
     before = row_parts(weights, rows, factor)
     for after, removed, (_, change) in zip(work.split(ROWS_AT_ONCE), mask.split(ROWS_AT_ONCE), before, strict=True):
         with timed("update"):
@@ -57,17 +63,24 @@ def sweep(weights: Tensor, rows: Tensor | None, factor: Factor, options: Options
 
 
 def _remove(
-    work: Tensor, columns: Tensor | None, method: Method, factor: Factor, options: Options, timed: StepTimer
+    work: Tensor,
+    columns: Tensor | None,
+    method: Method,
+    factor: Factor,
+    options: Options,
+    timed: StepTimer,
+    peers: Peers,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sweep over ``work`` (n, b) in place: the mask, the damped loss ``sum(E^2)`` and whether a system failed."""
     width = work.shape[1]
     size = options.width if method.compensates else width
     mask = torch.empty_like(work, dtype=torch.bool)
     loss, failed = work.new_zeros((), dtype=torch.float64), factor.failed != 0
-    remaining: int | Tensor = options.pattern.count(work.numel()) if isinstance(options.pattern, Unstructured) else 0
+    rows = peers.total(len(work))
+    remaining: int | Tensor = options.pattern.count(rows * width) if isinstance(options.pattern, Unstructured) else 0
     for start in range(0, width, size):
         stop = min(start + size, width)
-        block = Block(options, factor, timed, work[:, start:], start, stop - start, remaining, columns)
+        block = Block(options, factor, timed, work[:, start:], start, stop - start, remaining, columns, rows, peers)
         step = method.step(block)  # select and compensate
         mask[:, start:stop] = step.mask
         remaining = remaining - step.taken

@@ -22,6 +22,8 @@ MAX_GROUP = 32  # m of n:m
 _MODULES = {
     "row_solve": "row_solve",
     "select_smallest": "select",
+    "count_scores": "select_shared",
+    "select_below": "select_shared",
     "select_per_row": "select_groups",
     "select_n_of_m": "select_groups",
     "column_sweep": "sweep",

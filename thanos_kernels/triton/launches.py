@@ -71,6 +71,21 @@ def _select_smallest() -> Iterator[tuple[object, ...]]:
                 yield empty(rows, columns)[:, start:], empty(columns)[start:], count, min(columns - start, 128)
 
 
+def _count_scores() -> Iterator[tuple[object, ...]]:
+    for rows, columns in LAYERS + ODD:
+        for weights in layouts(rows, columns):
+            for shift, bits in ((23, 8), (12, 11), (0, 12)):
+                yield weights, empty(columns), empty(dtype=torch.int64), shift, bits
+
+
+def _select_below() -> Iterator[tuple[object, ...]]:
+    for rows, columns in LAYERS + ODD:
+        for weights in layouts(rows, columns):
+            for width in {1, min(columns, 128), columns}:
+                threshold, ties = empty(dtype=torch.int64), empty(dtype=torch.int64)
+                yield weights, empty(columns), threshold, ties, width
+
+
 def _select_per_row() -> Iterator[tuple[object, ...]]:
     for rows, columns in LAYERS + ODD:
         for weights in layouts(rows, columns):
@@ -116,6 +131,8 @@ def _accumulate_hessian() -> Iterator[tuple[object, ...]]:
 _ARGUMENTS: dict[str, Callable[[], Iterator[tuple[object, ...]]]] = {
     "row_solve": _row_solve,
     "select_smallest": _select_smallest,
+    "count_scores": _count_scores,
+    "select_below": _select_below,
     "select_per_row": _select_per_row,
     "select_n_of_m": _select_n_of_m,
     "column_sweep": _column_sweep,

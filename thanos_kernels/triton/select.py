@@ -172,9 +172,11 @@ def residual_mask(
 
 _GENERAL = (exponents, mantissas, ties, residual_mask)
 _ALIGNED = tuple(aligned(kernel.fn, "weights", "columns", "width", "stride_row") for kernel in _GENERAL)
+residual_mask_aligned = _ALIGNED[-1]
 
 
-def _tile(columns: int) -> dict[str, int]:
+def tile_of(columns: int) -> dict[str, int]:
+    """The tile that a matrix of so many columns is read in."""
     rows, across = _TILES[0] if columns > _TILES[1][1] else _TILES[1]
     return {"ROWS": rows, "COLUMNS": across}
 
@@ -199,7 +201,7 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
     taken = torch.zeros((), dtype=torch.int64, device=device)
     norms = norms.contiguous()
     strides = weights.stride()
-    tile = _tile(columns)
+    tile = tile_of(columns)
     programs = (min(triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"]), _PROGRAMS),)
     whole = weights.stride(1) == 1 and multiples_of_16(weights, columns, width, weights.stride(0))
     by_exponent, by_mantissa, find_ties, write = _ALIGNED if whole else _GENERAL
@@ -213,7 +215,7 @@ def select_smallest(weights: Tensor, norms: Tensor, count: int | Tensor, width: 
         find_ties, (min(triton.cdiv(rows, tile["ROWS"]), _PROGRAMS),),
         weights, norms, counters, wanted, state, tied, rows, columns, *strides, **tile,
     )  # fmt: skip
-    tile = _tile(width)
+    tile = tile_of(width)
     launch(
         write, (triton.cdiv(rows, tile["ROWS"]),),
         weights, norms, state, tied, mask.view(torch.uint8), taken, rows, columns, width, *strides, **tile,

@@ -128,11 +128,17 @@ def test_an_interpreter_asked_for_too_late_is_named(monkeypatch: pytest.MonkeyPa
         ops.select_n_of_m(torch.zeros(2, 4), 2, 4, backend="triton")
 
 
+def _count_scores(*given: Any, backend: str) -> torch.Tensor:
+    return ops.count_scores(*given[:3], ops.score_digits(torch.float32).index(given[3:]), backend=backend)
+
+
 def calls(where: str | torch.device) -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     """Each public operation with the arguments of its self-check."""
     return {
         "row_solve": (ops.row_solve_ex, arguments("row_solve", where)),
         "select_smallest": (ops.select_smallest, arguments("select_smallest", where)),
+        "count_scores": (_count_scores, arguments("count_scores", where)),
+        "select_below": (ops.select_below, arguments("select_below", where)),
         "select_per_row": (ops.select_per_row, arguments("select_per_row", where)),
         "select_n_of_m": (ops.select_n_of_m, arguments("select_n_of_m", where)),
         "column_sweep": (ops.column_sweep, arguments("column_sweep", where)),

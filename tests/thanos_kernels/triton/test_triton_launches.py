@@ -27,13 +27,20 @@ CHIPS = ["sm_80", "sm_90", "sm_100", *(["gfx942"] if LINKS_AMD else [])]
 KERNELS = {
     "row_solve": {"row_solve.plan", "row_solve.pairs", "row_solve_blocked.blocked"},
     "select_smallest": {"select.exponents", "select.mantissas", "select.ties", "select.residual_mask"},
+    "count_scores": {"select_shared.digits"},
+    "select_below": {"select_shared.equals", "select.residual_mask"},
     "select_per_row": {"select_groups.per_row"},
     "select_n_of_m": {"select_groups.n_of_m"},
     "column_sweep": {"sweep.sweep"},
     "column_sweep_n_of_m": {"sweep.sweep_n_of_m"},
     "accumulate_hessian": {"hessian.lower_tiles"},
 }
-HAVE_AN_ALIGNED_FORM = KERNELS["select_smallest"] | KERNELS["select_per_row"] | KERNELS["accumulate_hessian"]
+HAVE_AN_ALIGNED_FORM = set[str]().union(
+    *(
+        KERNELS[name]
+        for name in ("select_smallest", "count_scores", "select_below", "select_per_row", "accumulate_hessian")
+    )
+)
 MULTIPLY = {"row_solve_blocked.blocked", "sweep.sweep", "sweep.sweep_n_of_m", "hessian.lower_tiles"}
 
 

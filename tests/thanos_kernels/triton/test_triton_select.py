@@ -7,7 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from thanos_kernels import reference, select_n_of_m, select_per_row, select_smallest
+from thanos_kernels import (
+    count_scores,
+    reference,
+    score_digits,
+    select_below,
+    select_n_of_m,
+    select_per_row,
+    select_smallest,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -69,6 +77,26 @@ def test_the_blocks_of_a_sweep_take_the_whole_budget(device: torch.device) -> No
         _, taken = select_smallest(weights[:, start:], norms[start:], remaining, width, backend="triton")
         remaining = remaining - taken
     assert int(remaining) == 0
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_counts_and_masks_by_a_threshold(name: str, device: torch.device) -> None:
+    weights = ADVERSARIAL[name]()
+    columns = weights.shape[1]
+    norms, scores = torch.ones(columns), weights.abs().flatten().view(torch.int32).long()
+    wanted = scores.kthvalue(max(1, len(scores) // 2)).values
+    for digit, (shift, bits) in enumerate(score_digits(torch.float32)):
+        prefix = wanted >> (shift + bits)
+        counts = count_scores(weights.to(device), norms.to(device), prefix.to(device), digit, backend="triton")
+        assert torch.equal(counts.cpu(), reference.count_scores(weights, norms, prefix, shift, bits))
+    for ties in (0, 1, len(scores) // 2, 1 << 40):
+        given = wanted, torch.tensor(ties), max(1, columns // 2)
+        expected = reference.select_below(weights, norms, *given)
+        found = select_below(
+            weights.to(device), norms.to(device), *(one.to(device) for one in given[:2]), given[2], backend="triton"
+        )
+        assert torch.equal(found[0].cpu(), expected[0])
+        assert int(found[1]) == int(expected[1])
 
 
 @pytest.mark.parametrize("count", [0, 1, 20, 40])

@@ -1,0 +1,90 @@
+"""Processes that share out the rows of a layer: what the engine asks of them, and the selection over all their rows.
+
+Row solves, sweeps, refits and the selection of n:m never look at another row. Only sums do, and the global mask, whose
+threshold is found from counts that add up.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import thanos_kernels as kernels
+
+
+class Peers:
+    """The processes that prune a layer together. This one is alone; ``thanos.walk.distributed`` has those of torchrun.
+
+    All processes call the same methods in the same order.
+
+    Attributes:
+        rank: which of them this is, from 0.
+        size: how many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of everybody's ``tensor``, the same bits for all; may be the tensor itself, overwritten."""
+        return tensor
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Everybody's ``tensor``, all of one shape and dtype, in the order of the ranks."""
+        return [tensor]
+
+    def total(self, count: int) -> int:
+        """The sum of everybody's count."""
+        return count
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This process' part of ``rows`` (n,); the parts follow each other, and none is longer than another by two."""
+        begin, end = len(rows) * self.rank // self.size, len(rows) * (self.rank + 1) // self.size
+        return rows[begin:end]
+
+    def join(self, rows: Tensor, own: Tensor, whole: Tensor) -> Tensor:
+        """Write everybody's ``own`` values (their share of ``rows``, ...) into ``whole`` (c, ...) at ``rows`` (n,)."""
+        if self.size == 1:
+            return whole.index_copy_(0, rows, own)
+        longest = -(-len(rows) // self.size)
+        padded = own.new_zeros((longest, *own.shape[1:]))
+        padded[: len(own)] = own
+        for rank, part in enumerate(self.gather(padded)):
+            begin, end = len(rows) * rank // self.size, len(rows) * (rank + 1) // self.size
+            whole.index_copy_(0, rows[begin:end], part[: end - begin])
+        return whole
+
+
+ALONE = Peers()
+
+
+def select_smallest(
+    weights: Tensor, norms: Tensor, count: int | Tensor, width: int, peers: Peers, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """This process' rows of :func:`thanos_kernels.select_smallest` over the rows of all, in the order of the ranks.
+
+    Args:
+        weights: (n, b), this process' rows.
+        norms, width: as there, the same for all.
+        count: of everybody's weights, the same for all.
+
+    Returns:
+        The mask (n, width), and how many weights all masks hold together, 0-d int64.
+    """
+    if peers.size == 1:
+        return kernels.select_smallest(weights, norms, count, width, backend=backend)
+    rank = torch.as_tensor(count, dtype=torch.int64, device=weights.device)
+    threshold = torch.zeros((), dtype=torch.int64, device=weights.device)
+    ties = threshold
+    for digit, (_, bits) in enumerate(kernels.score_digits(weights.dtype)):
+        own = kernels.count_scores(weights, norms, threshold, digit, backend=backend)
+        counts = peers.sum(own.clone())
+        reached = counts.cumsum(0)
+        found = (reached < rank).sum().clamp(max=len(counts) - 1)
+        rank = rank - (reached[found] - counts[found])
+        threshold, ties = (threshold << bits) | found, own[found]
+    before = torch.stack(peers.gather(ties)[: peers.rank + 1]).sum() - ties
+    mask, taken = kernels.select_below(
+        weights, norms, threshold, torch.minimum((rank - before).clamp(min=0), ties), width, backend=backend
+    )
+    return mask, peers.sum(taken)
