@@ -26,8 +26,10 @@ from thanos.commands.cli import (
     start,
     text_options,
 )
+from thanos.commands.processes import joined, own_device, started_by_torchrun
 from thanos.commands.quiet import silence_libraries
 from thanos.commands.runs import Given, SmallerModel, make_smaller, prune_weights
+from thanos.engine.peers import Peers
 from thanos.options import EXPERTS, METHODS, METRICS, REFINEMENTS, WalkOptions
 from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos_kernels import BACKENDS
@@ -180,11 +182,14 @@ def main(context: click.Context, /, **options: Any) -> None:
     own = {field.name: options.pop(field.name) for field in dataclasses.fields(_Run)}
     given = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     default_length = context.get_parameter_source("sequence_length") is ParameterSource.DEFAULT
-    options["device"] = default_device(options["device"])
+    options["device"] = own_device(default_device(options["device"]))
     run, job = _Run(**own), _job(options, given)
     if isinstance(job, SmallerModel) and (run.resume or run.stream == "yes"):
         raise click.UsageError(f"--resume and --stream are no options of the pattern {job.pattern}")
-    _run(run, job, default_length, Console())
+    if isinstance(job, SmallerModel) and started_by_torchrun():
+        raise click.UsageError(f"--pattern {job.pattern} is the work of one process; start it without torchrun")
+    with joined(options["device"]) as peers:
+        _run(run, job, default_length, Console(quiet=peers.rank > 0), peers)
 
 
 def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel:
@@ -210,8 +215,8 @@ def _walk_options(options: dict[str, Any]) -> WalkOptions:
         raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
 
 
-def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, console: Console) -> None:
-    """Read and check what is cheap to refuse, then prune and write."""
+def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, console: Console, peers: Peers) -> None:
+    """Read and check what is cheap to refuse, then prune and write; the first process alone looks at DIR."""
     silence_libraries()
     from thanos import checkpoint
     from thanos.checkpoint.partial import FINISHED
@@ -221,8 +226,9 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
     from thanos.walk.model import check_model, check_samples
 
     unfinished = checkpoint.Partial(run.output)
-    unfinished.check(run.resume)
-    if unfinished.phase != FINISHED or unfinished.model.exists():
+    if peers.rank == 0:
+        unfinished.check(run.resume)
+    if peers.rank == 0 and (unfinished.phase != FINISHED or unfinished.model.exists()):
         checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     if (Path(run.model) / MANIFEST).is_file():
         raise ValueError(f"{run.model} is a compact checkpoint; restore it with thanos.unpack, and prune that")
@@ -240,7 +246,7 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     if skeleton is not None:
         check_samples(skeleton, samples.tokens)
-    given = Given(config, tokenizer, samples, text, checkpoint.source_folder(run.model), console)
+    given = Given(config, tokenizer, samples, text, checkpoint.source_folder(run.model), console, peers)
     if isinstance(job, SmallerModel):
         make_smaller(run, job, given)
     else:

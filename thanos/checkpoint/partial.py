@@ -100,6 +100,10 @@ class Partial:
         sync(self.folder.parent)
         self.save(format=FORMAT, phase=PREPARING, identity=identity)
 
+    def rank(self, rank: int) -> Path:
+        """What one of several processes keeps to itself."""
+        return self.folder / f"rank-{rank}"
+
     def empty(self) -> None:
         """Make ``model/`` anew."""
         if self.model.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -39,7 +40,8 @@ class Command(click.Command):
             sys.exit(super().main(*args, **extra))
         except click.ClickException as error:
             message = " ".join(error.format_message().split())
-            click.echo(f"Error: {message}", err=True)
+            if not isinstance(error, click.UsageError) or os.environ.get("RANK", "0") == "0":
+                click.echo(f"Error: {message}", err=True)  # of several processes that torchrun starts, one says so
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt) as error:
             click.echo(f"Error: interrupted; {error.__cause__ or error or 'nothing was written'}", err=True)

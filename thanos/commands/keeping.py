@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thanos.checkpoint import Partial
 from thanos.commands.cli import sentence
+from thanos.engine.peers import Peers
 from thanos.options import WalkOptions
 
 
@@ -32,6 +33,26 @@ def identify(
         "model's": dict(files),
         "calibration samples'": {"shape": list(samples.shape), "hash": digest},
     }
+
+
+def same_for_all(identity: Mapping[str, Any], peers: Peers) -> None:
+    """Raise ValueError where one of several processes was started with something else."""
+    of_first, *others = peers.objects(_flat(identity))
+    for rank, other in enumerate(others, 1):
+        for label in {**of_first, **other}:
+            mine, theirs = of_first.get(label), other.get(label)
+            if mine != theirs and not label.endswith(("--device", "time of change")):
+                raise ValueError(
+                    f"all processes must be started alike, and the {label} of process {rank} is {theirs}, not {mine}"
+                )
+
+
+def _flat(identity: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in identity.items():
+        label = f"{where} {name}".strip()
+        found |= _flat(value, label) if isinstance(value, Mapping) else {label: value}
+    return found
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
 from thanos.pattern import Shrink
 
@@ -41,6 +42,7 @@ class Given:
     text: Any
     source: Path | None
     console: Console
+    peers: Peers = ALONE
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -101,7 +103,7 @@ def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any)
     from thanos import checkpoint
     from thanos.checkpoint.partial import FINISHED
     from thanos.commands.display import display
-    from thanos.commands.keeping import identify, keeping
+    from thanos.commands.keeping import identify, keeping, same_for_all
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import score_windows
     from thanos.scoring.streamed import score_streamed
@@ -110,16 +112,18 @@ def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any)
     from thanos.walk.store import from_files, in_memory
     from thanos.walk.stream import choose_stream, load_streamed
 
-    samples, text, source = given.samples, given.text, given.source
+    samples, text, source, peers = given.samples, given.text, given.source, given.peers
     identity = identify(run.identity(), options, samples.tokens, checkpoint.fingerprint(run.model, source))
+    same_for_all(identity, peers)
     unfinished.compare(identity)
-    if unfinished.phase == FINISHED:
-        unfinished.finish()
+    if peers.object(unfinished.phase) == FINISHED:
+        if peers.rank == 0:
+            unfinished.finish()
         given.say(f"saved in {run.output}")
         return
     if unfinished.state:
         given.say(f"going on from {unfinished.folder}; blocks that are done: {unfinished.state.get('block', 0)}")
-    streaming, why = choose_stream(run.stream, source)
+    streaming, why = peers.object(choose_stream(run.stream, source, peers.local_size))
     given.say(f"{'streaming' if streaming else 'reading'} the model {run.model} ({why})")
     # The model stays on the CPU unless its perplexity is asked for: the walk takes one block at a time to the device.
     how: Any = {"config": given.config, "allow_missing": run.allow_missing}
@@ -130,17 +134,19 @@ def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any)
         model = checkpoint.load_model(run.model, dtype, trust_remote_code=run.trust_remote_code, **how)
 
     def score(name: str) -> None:
-        if text is None or name in keeper.notes:
+        if text is None or peers.object(name in keeper.notes):
+            return
+        shared = peers if name == "dense" or files is None else ALONE  # the first alone has the pruned model's files
+        if shared.size < peers.size and peers.rank:
             return
         with display(given.console) as shown:
             if files is None:
-                value = score_windows(model.to(options.device), text, progress=shown.window_scored)
+                value = score_windows(model.to(options.device), text, progress=shown.window_scored, peers=shared)
             else:
                 pruned = name == "pruned"
                 scored = load_streamed(str(unfinished.model), allow_missing=True) if pruned else (model, files)
-                value = score_streamed(
-                    *scored, text, torch.device(options.device or "cpu"), progress=shown.window_scored
-                )
+                device = torch.device(options.device or "cpu")
+                value = score_streamed(*scored, text, device, progress=shown.window_scored, peers=shared)
         given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
         keeper.notes.update({name: value, "source": run.evaluate, **text.record()})
 
@@ -168,8 +174,11 @@ def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any)
                 progress=shown.layer_pruned,
                 keeper=keeper,
                 stores=stores,
+                peers=peers,
             )
         score("pruned")
+        if peers.rank:
+            return
         report = _finished(report, run, model, given, keeper.notes)
         with checkpoint.room_for(unfinished.folder):
             report.write(unfinished.model)

@@ -6,10 +6,14 @@ threshold is found from counts that add up.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 import thanos_kernels as kernels
+
+T = TypeVar("T")
 
 
 class Peers:
@@ -20,10 +24,12 @@ class Peers:
     Attributes:
         rank: which of them this is, from 0.
         size: how many there are.
+        local_size: how many of them share this machine's memory.
     """
 
     rank = 0
     size = 1
+    local_size = 1
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of everybody's ``tensor``, the same bits for all; may be the tensor itself, overwritten."""
@@ -36,6 +42,22 @@ class Peers:
     def total(self, count: int) -> int:
         """The sum of everybody's count."""
         return count
+
+    def sum_at(self, rank: int, tensor: Tensor) -> Tensor:
+        """The sum of everybody's ``tensor`` at one of them; what the others get is worthless."""
+        return tensor
+
+    def spread(self, rank: int, tensor: Tensor) -> Tensor:
+        """The ``tensor`` of one, for all; the others give one of its shape and dtype, which is overwritten."""
+        return tensor
+
+    def objects(self, value: T) -> list[T]:
+        """Everybody's ``value``, any that can be pickled, in the order of the ranks."""
+        return [value]
+
+    def object(self, value: T, rank: int = 0) -> T:
+        """The ``value`` of one, for all."""
+        return value
 
     def share(self, rows: Tensor) -> Tensor:
         """This process' part of ``rows`` (n,); the parts follow each other, and none is longer than another by two."""

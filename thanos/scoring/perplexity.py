@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thanos.engine.peers import ALONE, Peers
 from thanos.scoring.windows import Windows, cut_tokens, load_windows, window_length
 from thanos.text import load_text, tokenize
 from thanos.walk.replay import run_model
@@ -77,16 +78,22 @@ def perplexity(
     return score_windows(model, cut, progress=progress)
 
 
-def score_windows(model: nn.Module, windows: Windows, *, progress: Callable[[int, int], None] | None = None) -> float:
-    """The perplexity of ``model`` on windows of text, see :func:`perplexity`."""
-    count = len(windows.tokens)
+def score_windows(
+    model: nn.Module,
+    windows: Windows,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    peers: Peers = ALONE,
+) -> float:
+    """The perplexity of ``model`` on windows of text, see :func:`perplexity`; ``peers`` share out the windows."""
+    count = len(peers.share(windows.tokens))
     training = model.training
     model.eval()
     total = 0.0
     try:
         with torch.inference_mode():
             done = 0
-            for batch in batches(windows):
+            for batch in batches(windows, peers):
                 for logits, window in zip(run_model(model, batch).logits, batch, strict=True):
                     total += loss(logits, window, windows.scored)
                 done += len(batch)
@@ -94,12 +101,18 @@ def score_windows(model: nn.Module, windows: Windows, *, progress: Callable[[int
                     progress(done, count)
     finally:
         model.train(training)
-    return math.exp(total / (count * windows.scored))
+    return of_all(total, windows, peers)
 
 
-def batches(windows: Windows) -> list[Tensor]:
-    """The windows that are scored together."""
-    return list(windows.tokens.split(max(1, _BATCH_TOKENS // windows.tokens.shape[1])))
+def of_all(total: float, windows: Windows, peers: Peers) -> float:
+    """The perplexity from the summed loss of this process' windows."""
+    return math.exp(sum(peers.objects(total)) / (len(windows.tokens) * windows.scored))
+
+
+def batches(windows: Windows, peers: Peers = ALONE) -> list[Tensor]:
+    """This process' windows, those that are scored together in one tensor."""
+    own = peers.share(windows.tokens)
+    return list(own.split(max(1, _BATCH_TOKENS // own.shape[1]))) if len(own) else []
 
 
 def loss(logits: Tensor, tokens: Tensor, scored: int) -> float:

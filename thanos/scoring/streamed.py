@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from thanos.checkpoint import BlockFiles
-from thanos.scoring.perplexity import batches, loss
+from thanos.engine.peers import ALONE, Peers
+from thanos.scoring.perplexity import batches, loss, of_all
 from thanos.scoring.windows import Windows
 from thanos.walk.decoder import find_decoder
 from thanos.walk.memory import available_memory
@@ -27,6 +27,7 @@ def score_streamed(
     device: torch.device,
     *,
     progress: Callable[[int, int], None] | None = None,
+    peers: Peers = ALONE,
 ) -> float:
     """What :func:`thanos.scoring.perplexity.score_windows` gives, in the same batches.
 
@@ -34,18 +35,19 @@ def score_streamed(
         model, files: of :func:`thanos.walk.stream.load_streamed`.
         device: where to work.
         progress: called with the windows done and their number.
+        peers: processes that share out the windows.
 
     Raises:
         ValueError: the blocks are no simple chain.
     """
     move_loaded(model, device)
     decoder = find_decoder(model)
-    count = len(windows.tokens)
+    count = len(peers.share(windows.tokens))
     total, done = 0.0, 0
     with torch.no_grad():
         capture = Capture(model, decoder, windows.tokens, DiskStore(files, decoder.blocks, device).running)
         store = DiskStore(files, capture.decoder.blocks, device)
-        parts = batches(windows)
+        parts = batches(windows, peers)
         while parts:
             first, _ = capture(parts[0])
             fits = max(1, int(_SHARE * available_memory(torch.device("cpu")) // first.nbytes))
@@ -56,7 +58,7 @@ def score_streamed(
                 done += len(batch)
                 if progress is not None:
                     progress(done, count)
-    return math.exp(total / (count * windows.scored))
+    return of_all(total, windows, peers)
 
 
 def _through(capture: Capture, store: BlockStore, group: list[Tensor], device: torch.device) -> list[Tensor]:

@@ -24,6 +24,7 @@ class InputHessian:
         hessian: (b, b), float32, or float64 for float64 inputs; None before the first token.
         tokens: how many it was taken from.
         calls: how many tensors.
+        mass: the sum of the tokens' weights, one each where none are given.
     """
 
     def __init__(self, first: str) -> None:
@@ -31,7 +32,7 @@ class InputHessian:
         self.hessian: Tensor | None = None
         self.tokens = 0
         self.calls = 0
-        self._mass = 0.0  # the sum of the tokens' weights, one each where none are given
+        self.mass = 0.0
         self._timed: StepTimer | None = None
 
     def add(self, inputs: Tensor, backend: str, scale: Tensor | None = None) -> None:
@@ -52,19 +53,19 @@ class InputHessian:
             self._timed = StepTimer(inputs.device)
         self.tokens += len(inputs)
         self.calls += 1
-        self._mass += mass
+        self.mass += mass
         with self._timed("hessian"):
-            kernels.accumulate_hessian(self.hessian, inputs, mass / self._mass, backend=backend)
+            kernels.accumulate_hessian(self.hessian, inputs, mass / self.mass, backend=backend)
 
     def merge(self, other: InputHessian) -> None:
         """Take in what ``other`` saw of the same input, such as the tokens of another process."""
         if other.hessian is None:
             return
-        self._mass += other._mass
+        self.mass += other.mass
         if self.hessian is None:
             self.hessian, self._timed = other.hessian.clone(), StepTimer(other.hessian.device)
         else:
-            self.hessian.lerp_(other.hessian, other._mass / self._mass)
+            self.hessian.lerp_(other.hessian, other.mass / self.mass)
         self.tokens += other.tokens
         self.calls += other.calls
 
@@ -75,7 +76,14 @@ class InputHessian:
         result = InputHessian(self.first)
         own = 0.0 if self.hessian is None else self.tokens / (self.tokens + weight)
         result.hessian = pool.hessian if self.hessian is None else torch.lerp(pool.hessian, self.hessian, own)
-        result.tokens, result.calls, result._mass, result._timed = self.tokens, self.calls, self._mass, self._timed
+        result.tokens, result.calls, result.mass, result._timed = self.tokens, self.calls, self.mass, self._timed
+        return result
+
+    def of_all(self, hessian: Tensor, tokens: int, mass: float) -> InputHessian:
+        """What this process and others saw together."""
+        result = InputHessian(self.first)
+        result.hessian, result.tokens, result.calls, result.mass = hessian, tokens, self.calls, mass
+        result._timed = self._timed
         return result
 
     def seconds(self) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thanos.checkpoint import max_length
+from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
 from thanos.pattern import Pattern
 from thanos.report import ModelReport
@@ -38,6 +39,7 @@ def prune_model(
     progress: Callable[[Progress], None] | None = None,
     keeper: Keeper | None = None,
     stores: Stores = in_memory,
+    peers: Peers = ALONE,
     **options: Any,
 ) -> ModelReport:
     """Prune the linear layers of a causal language model in place, one decoder block after the other.
@@ -51,6 +53,7 @@ def prune_model(
         progress: called before and after each layer is pruned.
         keeper: writes down each block that is done, and goes on with a walk that was written down.
         stores: where blocks come from that are not in memory, with a ``keeper``; see :mod:`thanos.walk.store`.
+        peers: processes that prune the model together; each calls this with the same arguments.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
             damping, metric, backend, exclude, passes, batch_size, memory_limit, experts, device.
 
@@ -69,21 +72,23 @@ def prune_model(
     layers = choose_layers(decoder, chosen)
     samples = check_samples(model, samples)
     check_layers(layers, chosen, resident=stores is in_memory)
+    _check_peers(layers, len(samples), chosen, peers)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
             clock = Clock(work_device(decoder, chosen))
             if keeper is None:
-                plan, hidden = make_plan(model, decoder, samples, chosen, clock, None, stores)
+                plan, hidden = make_plan(model, decoder, samples, chosen, clock, None, stores, peers)
                 state = State(hidden)
             else:
-                plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores)
-            walk = Walk(plan, chosen, frozenset(layers), clock, progress, keeper.patch if keeper is not None else None)
+                plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores, peers)
+            patch = keeper.patch if keeper is not None and peers.rank == 0 else None
+            walk = Walk(plan, chosen, frozenset(layers), clock, progress, patch, peers)
             while state.block < len(plan.store):
                 walk.prune_block(state)
                 if keeper is not None:
-                    keeper.keep(state, len(plan.store), clock)
+                    keeper.keep(state, plan, clock)
     finally:
         model.train(training)
     return _record(walk, state, decoder, stores)
@@ -169,6 +174,16 @@ def check_layers(layers: dict[str, Layer], options: WalkOptions, resident: bool 
             raise ValueError(f"{name}: its weights are not loaded")
     if resident:
         check_finite(layers.values())
+
+
+def _check_peers(layers: dict[str, Layer], samples: int, options: WalkOptions, peers: Peers) -> None:
+    """Raise ValueError where there is not something to do for every process."""
+    if samples < peers.size:
+        raise ValueError(f"{samples} samples cannot be shared out among {peers.size} processes; start fewer")
+    for name, layer in layers.items():
+        rows = layer.weight.shape[0] - options.outliers(layer.weight.shape[0])
+        if rows < peers.size and layer.experts is None:
+            raise ValueError(f"{name}: {rows} rows cannot be shared out among {peers.size} processes; start fewer")
 
 
 def _check_shapes(layers: dict[str, Layer], options: WalkOptions) -> None:

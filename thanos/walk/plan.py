@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder
@@ -34,6 +35,7 @@ class Plan:
         memory_limit: bytes for activations, and for the Hessians of experts.
         bypassed: the names of layers whose weight is used without calling them.
         batch_size: samples in a batch, but for the last one.
+        peers: the processes that walk together, each with its share of the samples.
     """
 
     store: BlockStore
@@ -44,6 +46,7 @@ class Plan:
     memory_limit: int
     bypassed: frozenset[str] = frozenset()
     batch_size: int = 1
+    peers: Peers = ALONE
 
 
 def make_plan(
@@ -54,12 +57,14 @@ def make_plan(
     clock: Clock,
     spool_folder: Path | None = None,
     stores: Stores = in_memory,
+    peers: Peers = ALONE,
 ) -> tuple[Plan, Hidden]:
     """Run the model up to its blocks, and decide how many samples go through them at a time.
 
     Args:
         spool_folder: where hidden states that take more than the memory limit are kept; None keeps them in memory.
         stores: makes the store of some blocks, and of the device that the embeddings are on.
+        peers: the processes that walk together; each runs its share of ``samples``.
 
     Returns:
         The plan, and the hidden states (n, S, d) of each batch in front of the first block.
@@ -70,13 +75,19 @@ def make_plan(
     device = work_device(decoder, options)
     limit = options.memory_limit
     if limit is None:
-        limit = int(_MEMORY_SHARE * available_memory(device))
-    passes, size = options.passes, options.batch_size
+        limit = int(_MEMORY_SHARE * available_memory(device)) // (peers.local_size if device.type == "cpu" else 1)
+    passes, size, longest = options.passes, options.batch_size, -(-len(samples) // peers.size)
     if passes is None:
         each = _bytes_per_sample(capture, store, samples[:1], device)
-        passes = 1 if each * len(samples) <= limit else 2
+        passes = 1 if each * longest <= limit else 2
         size = size or max(1, min(_BATCH_TOKENS // samples.shape[1], limit // each))
-    size = len(samples) if passes == 1 else size or max(1, _BATCH_TOKENS // samples.shape[1])
+    if peers.size > 1 and any(layer.experts is not None for block in decoder.layers for layer in block):
+        passes = 2  # a process may see no token of an expert, and the others would wait for it
+    size = size or max(1, _BATCH_TOKENS // samples.shape[1])
+    if peers.size > 1:  # all do what suits the one with the least memory
+        passes, size = max(peers.objects(passes)), min(peers.objects(size))
+    samples = peers.share(samples)
+    size = longest if passes == 1 else size
     hidden: Hidden = []
     calls = []
     with clock("forward"):
@@ -88,7 +99,7 @@ def make_plan(
             hidden.append(first.to(device).contiguous())
             calls.append(recorded)
     bypassed = frozenset(capture.bypassed)
-    return Plan(store, capture.decoder, calls, passes, device, limit, bypassed, size), hidden
+    return Plan(store, capture.decoder, calls, passes, device, limit, bypassed, size, peers), hidden
 
 
 def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from thanos.checkpoint import Partial, Patches, room_for, sync_tree
 from thanos.checkpoint.partial import PREPARING, WALKING
+from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
 from thanos.report import LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer
+from thanos.walk.distributed import Samples
 from thanos.walk.plan import Plan, make_plan
-from thanos.walk.spool import SpooledHidden, read_hidden, write_hidden
+from thanos.walk.spool import Hidden, SpooledHidden, read_hidden, write_hidden
 from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State
 
@@ -52,6 +54,7 @@ class Keeper:
         self.notes = notes
         self.notes.update(partial.state.get("notes", {}))
         self._patches: Patches | None = None
+        self._batches: list[tuple[int, int, int]] = []
 
     def begin(
         self,
@@ -62,30 +65,44 @@ class Keeper:
         clock: Clock,
         layers: list[Layer],
         stores: Stores = in_memory,
+        peers: Peers = ALONE,
     ) -> tuple[Plan, State]:
         """The plan and the state that the walk begins with: that of the first block, or of the one that was reached.
 
         Args:
             layers: those that are to be pruned.
-            stores: see :func:`make_plan`.
+            stores, peers: see :func:`make_plan`. The first of the processes alone reads and writes.
         """
-        partial = self._partial
+        partial, first = self._partial, peers.rank == 0
         with room_for(partial.folder):
-            partial.begin(self._identity)
-            options = dataclasses.replace(options, **partial.state.get("settled", {}))
-            plan, hidden = make_plan(model, decoder, samples, options, clock, partial.folder, stores)
-            if partial.phase == PREPARING:
+            if first:
+                partial.begin(self._identity)
+            settled = peers.object(partial.state.get("settled", {}))
+            plan, hidden = make_plan(
+                model, decoder, samples, dataclasses.replace(options, **settled), clock, self._own(peers), stores, peers
+            )
+            if first and partial.phase == PREPARING:
                 partial.empty()
                 self._prepare(sorted({layer.parameter_name for layer in layers}), partial.model)
                 sync_tree(partial.model)
                 settled = {name: getattr(plan, name) for name in _SETTLED}
                 partial.save(phase=WALKING, block=0, settled=settled, notes=self.notes)
-        self._patches = Patches(model, partial.model)
-        if not partial.state["block"]:
+        if first:
+            self._patches = Patches(model, partial.model)
+        self._batches = Samples(len(samples), peers).places(plan.batch_size)
+        found = peers.object(partial.state)
+        if not found["block"]:
             return plan, State(hidden)
-        state = self._found(plan, model, layers)
-        self._forget_others(partial.state["spool"])
+        state = self._found(found, plan, model, layers)
+        if first:
+            self._forget_others(found["spool"])
         return plan, state
+
+    def _own(self, peers: Peers) -> Path:
+        """Where this process keeps hidden states that do not fit into memory."""
+        folder = self._partial.folder if peers.rank == 0 and peers.size == 1 else self._partial.rank(peers.rank)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def patch(self, names: set[str]) -> None:
         """Write the parameters that a block changed over those of the dense model."""
@@ -93,14 +110,18 @@ class Keeper:
         with room_for(self._partial.folder):
             self._patches(names)
 
-    def keep(self, state: State, blocks: int, clock: Clock) -> None:
-        """Write down that those before ``state.block`` of so many blocks are done."""
-        partial, spool = self._partial, None
+    def keep(self, state: State, plan: Plan, clock: Clock) -> None:
+        """Write down that the blocks before ``state.block`` are done."""
+        partial, spool, peers = self._partial, None, plan.peers
         if isinstance(state.hidden, SpooledHidden):
             state.hidden.turn()
         with clock("other"), room_for(partial.folder):
-            if state.block < blocks:
-                spool = write_hidden(partial.folder, state.hidden, state.block)
+            if state.block < len(plan.store):
+                spool = write_hidden(partial.folder, state.hidden, state.block, self._batches, peers)
+            if peers.size > 1 and isinstance(state.hidden, SpooledHidden):
+                state.hidden.forget_others()
+            if peers.rank:
+                return
             found = {
                 "block": state.block,
                 "spool": spool,
@@ -111,16 +132,19 @@ class Keeper:
             partial.save(**found, seconds=_summed(state.seconds, clock.stop()))
             self._forget_others(spool)
 
-    def _found(self, plan: Plan, model: nn.Module, layers: list[Layer]) -> State:
+    def _found(self, found: dict[str, Any], plan: Plan, model: nn.Module, layers: list[Layer]) -> State:
         """The state that was written down; blocks that are in memory get their pruned weights."""
-        folder, found = self._partial.folder, self._partial.state
+        folder, peers = self._partial.folder, plan.peers
         block, spool = found["block"], found["spool"]
         reports = {one["name"]: LayerReport(**{**one, "shape": tuple(one["shape"])}) for one in found["reports"]}
-        hidden = [] if spool is None else read_hidden(folder, spool, block, plan.device)
+        hidden: Hidden = []
+        if spool is not None:
+            hidden = read_hidden(folder, spool, block, self._batches, peers, plan.device, self._own(peers))
         if self._restored is not None:
-            pruned = self._restored(self._partial.model)
+            pruned = self._restored(self._partial.model) if peers.rank == 0 else model
             for name in sorted({layer.parameter_name for layer in layers if layer.name in reports}):
-                model.get_parameter(name).data.copy_(pruned.get_parameter(name))
+                own = model.get_parameter(name).data
+                own.copy_(peers.spread(0, pruned.get_parameter(name).data.to(own.device)))
         return State(hidden, block, reports, [(zeros, total) for zeros, total in found["counts"]], found["seconds"])
 
     def _forget_others(self, spool: dict[str, Any] | None) -> None:

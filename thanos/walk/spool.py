@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from thanos.checkpoint import room_for
+from thanos.engine.peers import Peers
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,20 @@ class SpooledHidden:
         self._write(self.block, self._batches, hidden)
         self._batches += 1
 
+    def move(self, block: int) -> None:
+        """All was appended: it is in front of this block."""
+        (self.folder / name_of(self.block)).replace(self.folder / name_of(block))
+        self.block = block
+
     def turn(self) -> None:
         """The block is done: what was written is in front of the next one."""
         self.block += 1
+
+    def forget_others(self) -> None:
+        """Remove the files of other blocks."""
+        for path in self.folder.glob("hidden-*.bin"):
+            if path.name != name_of(self.block):
+                path.unlink()
 
     def _write(self, block: int, batch: int, hidden: Tensor) -> None:
         path = self.folder / name_of(block)
@@ -118,27 +130,68 @@ class SpooledHidden:
 Hidden = list[Tensor] | SpooledHidden
 
 
-def write_hidden(folder: Path, hidden: Hidden, block: int) -> dict[str, Any]:
-    """Bring the hidden states in front of ``block`` to the disk; returns what :func:`read_hidden` needs."""
+def write_hidden(
+    folder: Path, hidden: Hidden, block: int, batches: Sequence[tuple[int, int, int]], peers: Peers
+) -> dict[str, Any]:
+    """Bring everybody's hidden states in front of ``block`` to the first process' disk.
+
+    Args:
+        batches: as for :func:`read_hidden`.
+
+    Returns:
+        What that needs.
+    """
     path = folder / name_of(block)
-    layout = hidden.layout if isinstance(hidden, SpooledHidden) else Layout.of(hidden)
-    if not isinstance(hidden, SpooledHidden):
-        path.write_bytes(b"")
-        for batch, one in enumerate(hidden):
-            write_batch(path, layout, batch, one)
-    with room_for(folder), path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    one = hidden[0]
+    layout = Layout(one.dtype, [(count, *one.shape[1:]) for _, _, count in batches])
+    if peers.size > 1 or not isinstance(hidden, SpooledHidden):
+        if peers.rank == 0:
+            path.write_bytes(b"")
+        own = iter(hidden)
+        for batch, (rank, _, _) in enumerate(batches):
+            states = next(own) if rank == peers.rank else one.new_empty(layout.shapes[batch])
+            states = peers.spread(rank, states)
+            if peers.rank == 0:
+                write_batch(path, layout, batch, states)
+    if peers.rank == 0:
+        with room_for(folder), path.open("rb") as stream:
+            os.fsync(stream.fileno())
     return {"file": path.name, "in_memory": isinstance(hidden, list), **layout.record()}
 
 
-def read_hidden(folder: Path, record: dict[str, Any], block: int, device: torch.device) -> Hidden:
-    """The hidden states that :func:`write_hidden` wrote, in memory or left in the file as they were.
+def read_hidden(
+    folder: Path,
+    record: dict[str, Any],
+    block: int,
+    batches: Sequence[tuple[int, int, int]],
+    peers: Peers,
+    device: torch.device,
+    own_folder: Path,
+) -> Hidden:
+    """This process' part of the hidden states that :func:`write_hidden` wrote.
+
+    The first process reads the file and gives the others what is theirs, in memory or in files of their own, as it was.
+
+    Args:
+        batches: of all processes in the order of the samples: whose, where it begins, how many samples.
 
     Raises:
         ValueError: the file is not there, or is shorter than it should be.
     """
-    layout = Layout.read(record)
-    if not record["in_memory"]:
-        return SpooledHidden(folder, layout, device, block)
-    path = folder / record["file"]
-    return [read_batch(path, layout, batch).to(device) for batch in range(len(layout.shapes))]
+    whole = Layout.read(record)
+    shape = whole.shapes[0][1:]
+    own = Layout(whole.dtype, [(count, *shape) for rank, _, count in batches if rank == peers.rank])
+    if not record["in_memory"] and peers.size == 1:
+        return SpooledHidden(folder, own, device, block)
+    hidden: Hidden = [] if record["in_memory"] else SpooledHidden(own_folder, own, device)
+    every = Layout(whole.dtype, [(count, *shape) for _, _, count in batches])
+    for batch, (rank, _, count) in enumerate(batches):
+        states = torch.empty((count, *shape), dtype=whole.dtype, device=device)
+        if peers.rank == 0:
+            states = read_batch(folder / record["file"], every, batch).to(device)
+        states = peers.spread(0, states)
+        if rank == peers.rank:
+            hidden.append(states)
+    if isinstance(hidden, SpooledHidden):
+        hidden.move(block)
+    return hidden

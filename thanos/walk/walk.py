@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from thanos.engine.factor import Factor, HessianNotFiniteError
 from thanos.engine.layer import PrunedWeight, factor_for, prune_layer
+from thanos.engine.peers import ALONE, Peers
 from thanos.engine.timing import StepTimer
 from thanos.options import WalkOptions
 from thanos.report import LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer
+from thanos.walk.distributed import merge_experts, merged, owner, spread_experts
 from thanos.walk.events import Progress
 from thanos.walk.finite import check_finite
 from thanos.walk.hessians import Collector, InputHessian
@@ -52,6 +54,7 @@ class Walk:
     Attributes:
         chosen: names of the layers to prune.
         patch: called with the names of the parameters that changed in a block, before it is given back.
+        peers: the processes that walk together.
     """
 
     plan: Plan
@@ -60,6 +63,7 @@ class Walk:
     clock: Clock
     progress: Callable[[Progress], None] | None
     patch: Callable[[set[str]], None] | None = None
+    peers: Peers = ALONE
 
     def prune_block(self, state: State) -> None:
         """Prune the block ``state.block`` and replace the hidden states by what it makes of them."""
@@ -92,8 +96,7 @@ class Walk:
         for number, group in enumerate(groups or [[]]):
             with block.collector.watching(group if number else others + group, block.collect, pools=not number):
                 self._forward(module, state, keep=False)
-            for layer in group:
-                block.prune(layer)
+            block.prune_experts(group)
         for layer in others:
             block.prune(layer)
         self._forward(module, state, keep=True)
@@ -130,6 +133,7 @@ class _Block:
         self.collector = collector
         self._walk = walk
         self._state = state
+        self._merged: WeakKeyDictionary[InputHessian, InputHessian] = WeakKeyDictionary()
         self._blended: WeakKeyDictionary[InputHessian, InputHessian] = WeakKeyDictionary()
         self._factors: WeakKeyDictionary[InputHessian, dict[torch.dtype, Factor]] = WeakKeyDictionary()
 
@@ -145,14 +149,40 @@ class _Block:
 
     def prune(self, layer: Layer) -> None:
         """Prune a layer in place on what was collected for it; nothing where no token reached it."""
-        inputs, pool_share = self._inputs(layer)
+        self._prune(layer, self._all_saw(self.collector.take(layer)), self._walk.peers)
+
+    def prune_experts(self, layers: list[Layer]) -> None:
+        """Prune some experts' projections in place; processes share them out whole."""
+        peers, take = self._walk.peers, self.collector.take
+        if peers.size == 1:
+            for layer in layers:
+                self._prune(layer, take(layer), peers)
+        elif layers:
+            inputs = merge_experts(layers, take, peers)
+            for layer in layers:  # all processes sum up the pools in the same order
+                self._all_saw(self.collector.pool(layer))
+            for layer in layers:
+                if owner(layer, peers) == peers.rank:
+                    self._prune(layer, inputs[layer.name], ALONE)
+            spread_experts(layers, self._state.reports, peers)
+
+    def _all_saw(self, inputs: InputHessian | None) -> InputHessian | None:
+        """What all processes saw of an input."""
+        if inputs is None or self._walk.peers.size == 1:
+            return inputs
+        if inputs not in self._merged:
+            self._merged[inputs] = merged(inputs, self._walk.peers)
+        return self._merged[inputs]
+
+    def _prune(self, layer: Layer, inputs: InputHessian | None, peers: Peers) -> None:
+        inputs, pool_share = self._inputs(layer, inputs)
         if inputs is None or inputs.hessian is None:
             return
         walk = self._walk
         self._say(layer.name, None)
         with walk.clock("prune"):
             try:
-                pruned = self._pruned(layer, inputs)
+                pruned = self._pruned(layer, inputs, peers)
             except HessianNotFiniteError:
                 raise ValueError(f"{layer.name}: the activations that reach it hold NaN or infinity") from None
             except (ValueError, torch.linalg.LinAlgError) as error:
@@ -162,9 +192,9 @@ class _Block:
         self._state.reports[layer.name] = report
         self._say(layer.name, report.relative_loss)
 
-    def _inputs(self, layer: Layer) -> tuple[InputHessian | None, float]:
-        """What a layer is pruned on, and the share that all experts beside it have in that."""
-        inputs, pool = self.collector.take(layer), self.collector.pool(layer)
+    def _inputs(self, layer: Layer, inputs: InputHessian | None) -> tuple[InputHessian | None, float]:
+        """What a layer is pruned on, of what it saw, and the share that all experts beside it have in that."""
+        pool = self._all_saw(self.collector.pool(layer))
         if pool is None or pool.hessian is None or self._walk.options.experts == "all":
             return inputs, 0.0
         weight = POOL_WEIGHT * len(pool.hessian)
@@ -174,7 +204,7 @@ class _Block:
             self._blended[inputs] = inputs.blended(pool, weight)
         return self._blended[inputs], weight / (inputs.tokens + weight)
 
-    def _pruned(self, layer: Layer, inputs: InputHessian) -> PrunedWeight:
+    def _pruned(self, layer: Layer, inputs: InputHessian, peers: Peers) -> PrunedWeight:
         assert inputs.hessian is not None
         options = self._walk.options
         timed = StepTimer(inputs.hessian.device)
@@ -183,7 +213,7 @@ class _Block:
         with timed("factor"):
             if dtype not in shared:
                 shared[dtype] = factor_for(inputs.hessian, dtype, options)
-        return prune_layer(layer.weight, shared[dtype], options, timed, energy=True)
+        return prune_layer(layer.weight, shared[dtype], options, timed, energy=True, peers=peers)
 
     def _say(self, layer: str, relative_loss: float | None) -> None:
         walk, state = self._walk, self._state

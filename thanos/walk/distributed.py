@@ -1,0 +1,158 @@
+"""Processes that prune one model together, over ``torch.distributed``: gloo on CPUs, NCCL on GPUs.
+
+Each runs its share of the samples. Hessians are summed; rows of a layer are shared out (:mod:`thanos.engine.peers`),
+experts whole. All hold the same weights after each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from thanos.engine.peers import Peers
+from thanos.walk.decoder import Layer
+from thanos.walk.hessians import InputHessian
+from thanos_kernels.errors import first_line
+
+T = TypeVar("T")
+
+
+class PeerLostError(ValueError):
+    """Another process ended, or cannot be reached."""
+
+
+class Processes(Peers):
+    """The processes of the default group.
+
+    Args:
+        device: where this process works; what is exchanged goes through its memory.
+        local_size: how many of the processes are on this machine.
+        waiting: called with True before this process waits for the others, and with False behind it.
+    """
+
+    def __init__(self, device: torch.device, local_size: int, waiting: Callable[[bool], None]) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.device, self.local_size = device, local_size
+        self._waiting = waiting
+
+    def _wait(self, call: Callable[[], T]) -> T:
+        self._waiting(True)
+        try:
+            return call()
+        except RuntimeError as error:
+            raise PeerLostError(f"another process of this run was lost ({first_line(error)})") from error
+        finally:
+            self._waiting(False)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.contiguous()
+        self._wait(lambda: dist.all_reduce(tensor))
+        return tensor
+
+    def sum_at(self, rank: int, tensor: Tensor) -> Tensor:
+        tensor = tensor.contiguous()
+        self._wait(lambda: dist.reduce(tensor, rank))
+        return tensor
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        tensor = tensor.contiguous()
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        self._wait(lambda: dist.all_gather(parts, tensor))
+        return parts
+
+    def total(self, count: int) -> int:
+        return int(self.sum(torch.tensor(count, dtype=torch.int64, device=self.device)))
+
+    def spread(self, rank: int, tensor: Tensor) -> Tensor:
+        tensor = tensor.contiguous()
+        self._wait(lambda: dist.broadcast(tensor, rank))
+        return tensor
+
+    def objects(self, value: T) -> list[T]:
+        found: list[Any] = [None] * self.size
+        self._wait(lambda: dist.all_gather_object(found, value))
+        return found
+
+    def object(self, value: T, rank: int = 0) -> T:
+        found: list[Any] = [value if rank == self.rank else None]
+        self._wait(lambda: dist.broadcast_object_list(found, rank))
+        return found[0]
+
+
+def merged(inputs: InputHessian, peers: Peers) -> InputHessian:
+    """The Hessian over the tokens of all processes, each of whom has seen some."""
+    if peers.size == 1 or inputs.hessian is None:
+        return inputs
+    own = torch.tensor([inputs.tokens, inputs.mass], dtype=torch.float64, device=inputs.hessian.device)
+    tokens, mass = peers.sum(own.clone()).tolist()
+    return inputs.of_all(peers.sum(inputs.hessian * (inputs.mass / mass)), int(tokens), mass)
+
+
+def merge_experts(
+    layers: Sequence[Layer], take: Callable[[Layer], InputHessian | None], peers: Peers
+) -> dict[str, InputHessian | None]:
+    """Each layer's Hessian at the process that prunes its expert, :func:`owner`; what others get is worthless.
+
+    A process may have seen no token of an expert. Projections of one expert that share their input share its Hessian.
+    """
+    own = {layer.name: take(layer) for layer in layers}
+    notes = peers.objects(
+        {name: (seen.first, seen.tokens, seen.mass) for name, seen in own.items() if seen and seen.hessian is not None}
+    )
+    found: dict[str, InputHessian | None] = {}
+    sums: dict[str, InputHessian] = {}
+    for layer in layers:
+        seen = [note[layer.name] for note in notes if layer.name in note]
+        if not seen:
+            found[layer.name] = None
+            continue
+        first, tokens, mass = seen[0][0], sum(one[1] for one in seen), sum(one[2] for one in seen)
+        if first not in sums:
+            inputs = own[layer.name] or InputHessian(first)
+            part = _weighed(inputs, mass, layer)
+            sums[first] = inputs.of_all(peers.sum_at(owner(layer, peers), part), tokens, mass)
+        found[layer.name] = sums[first]
+    return found
+
+
+def owner(layer: Layer, peers: Peers) -> int:
+    """The process that prunes an expert."""
+    return layer.expert % peers.size
+
+
+def _weighed(inputs: InputHessian, mass: float, layer: Layer) -> Tensor:
+    if inputs.hessian is not None:
+        return inputs.hessian * (inputs.mass / mass)
+    weight = layer.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.zeros(weight.shape[1], weight.shape[1], dtype=dtype, device=weight.device)
+
+
+def spread_experts(layers: Iterable[Layer], reports: dict[str, Any], peers: Peers) -> None:
+    """Give everybody the experts that each process pruned, in place, and the reports of them."""
+    for layer in layers:
+        weight = peers.spread(owner(layer, peers), layer.weight.contiguous())
+        layer.weight.copy_(weight)
+    for part in peers.objects(reports.copy()):
+        reports.update({name: report for name, report in part.items() if name not in reports})
+
+
+class Samples:
+    """Which samples each process has: the same split of rows as :meth:`Peers.share`."""
+
+    def __init__(self, count: int, peers: Peers) -> None:
+        self._ends = [count * (rank + 1) // peers.size for rank in range(peers.size)]
+        self.begin = count * peers.rank // peers.size
+        self.count = self._ends[peers.rank] - self.begin
+
+    def places(self, size: int) -> list[tuple[int, int, int]]:
+        """Batches of at most ``size`` samples in their order: whose they are, where they begin and how many."""
+        places, begin = [], 0
+        for rank, end in enumerate(self._ends):
+            places += [(rank, at, min(size, end - at)) for at in range(begin, end, size)]
+            begin = end
+        return places
