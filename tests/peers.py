@@ -28,6 +28,10 @@ class ThreadPeers(Peers):
     def sum(self, tensor: Tensor) -> Tensor:
         return torch.stack(self._all(tensor.clone())).sum(0).to(tensor.dtype)
 
+    def sums(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        parts = torch.stack(self._all(tensor.clone()))
+        return parts.sum(0), parts[: self.rank].sum(0)
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         return [part.clone() for part in self._all(tensor)]
 

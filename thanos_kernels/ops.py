@@ -112,7 +112,7 @@ def select_smallest(
 
 def score_digits(dtype: torch.dtype) -> tuple[tuple[int, int], ...]:
     """The digits that :func:`count_scores` tells apart, from the first: how many bits lie below one, and its own."""
-    return ((23, 8), (12, 11), (0, 12)) if dtype == torch.float32 else ((52, 11), (39, 13), (26, 13), (13, 13), (0, 13))
+    return ((15, 16), (0, 15)) if dtype == torch.float32 else ((47, 16), (32, 15), (16, 16), (0, 16))
 
 
 @plain_arithmetic

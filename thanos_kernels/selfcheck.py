@@ -90,7 +90,7 @@ def examples(operation: str, device: torch.device, small: bool = False) -> Itera
             yield [weights, ones(weights.shape[1]), count, 64]
     elif operation in ("count_scores", "select_below"):
         for weights in (normal(rows, 300), normal(rows, 70).mul(2).round()):
-            for shift, bits in ((23, 8), (12, 11), (0, 12)):
+            for shift, bits in ((15, 16), (0, 15)):
                 norms, middle = ones(weights.shape[1]), weights.abs().median().view(torch.int32).long()
                 if operation == "count_scores":
                     yield [weights, norms, middle >> (shift + bits), shift, bits]

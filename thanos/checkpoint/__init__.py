@@ -1,6 +1,6 @@
 """Model directories: how they are read, and how they are written whole or not at all."""
 
-from thanos.checkpoint.durable import room_for, sync_tree
+from thanos.checkpoint.durable import room_for, sync, sync_tree
 from thanos.checkpoint.fingerprint import fingerprint
 from thanos.checkpoint.partial import Partial
 from thanos.checkpoint.reading import (
@@ -43,6 +43,7 @@ __all__ = [
     "save_smaller",
     "source_folder",
     "staged",
+    "sync",
     "sync_tree",
     "updates_source",
     "weight_files",

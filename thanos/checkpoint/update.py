@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,7 +71,8 @@ def save_pruned(model: Any, tokenizer: Any, source: Path | None, changed: Iterab
     changed = sorted(changed)
     updates = prepare(model, tokenizer, source, changed, folder)
     if updates:
-        Patches(model, folder)(changed)
+        patches = Patches(model, folder)
+        patches(patches.collect(changed))
     return updates
 
 
@@ -129,8 +130,8 @@ class Patches:
         self._model = model
         self._places = tensor_places(weight_files(folder))
 
-    def __call__(self, changed: Iterable[str]) -> None:
-        """Write the parameters of these names, and wait until they are on the disk.
+    def collect(self, changed: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of the files, on the CPU, that hold the parameters of these names.
 
         Raises:
             ValueError: one of them has no place in the files.
@@ -140,6 +141,10 @@ class Patches:
         tensors = _as_in_source(self._model, state, self._places)
         if tensors is None:
             raise ValueError(f"the saved model has no place for the pruned {names[0]} and its like")
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write what was collected, and wait until it is on the disk."""
         by_file: dict[Path, list[str]] = {}
         for name in tensors:
             by_file.setdefault(self._places[name].file, []).append(name)

@@ -43,6 +43,10 @@ class Peers:
         """The sum of everybody's count."""
         return count
 
+    def sums(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of everybody's ``tensor``, and of those of lower ranks, int64."""
+        return tensor.long(), torch.zeros_like(tensor, dtype=torch.int64)
+
     def sum_at(self, rank: int, tensor: Tensor) -> Tensor:
         """The sum of everybody's ``tensor`` at one of them; what the others get is worthless."""
         return tensor
@@ -97,16 +101,13 @@ def select_smallest(
         return kernels.select_smallest(weights, norms, count, width, backend=backend)
     rank = torch.as_tensor(count, dtype=torch.int64, device=weights.device)
     threshold = torch.zeros((), dtype=torch.int64, device=weights.device)
-    ties = threshold
     for digit, (_, bits) in enumerate(kernels.score_digits(weights.dtype)):
         own = kernels.count_scores(weights, norms, threshold, digit, backend=backend)
-        counts = peers.sum(own.clone())
+        counts, before = peers.sums(own.to(torch.int32))
         reached = counts.cumsum(0)
-        found = (reached < rank).sum().clamp(max=len(counts) - 1)
+        found = torch.searchsorted(reached, rank).clamp(max=len(counts) - 1)
         rank = rank - (reached[found] - counts[found])
-        threshold, ties = (threshold << bits) | found, own[found]
-    before = torch.stack(peers.gather(ties)[: peers.rank + 1]).sum() - ties
-    mask, taken = kernels.select_below(
-        weights, norms, threshold, torch.minimum((rank - before).clamp(min=0), ties), width, backend=backend
-    )
+        threshold, ties, earlier = (threshold << bits) | found, own[found], before[found]
+    ties = torch.minimum((rank - earlier).clamp(min=0), ties)
+    mask, taken = kernels.select_below(weights, norms, threshold, ties, width, backend=backend)
     return mask, peers.sum(taken)

@@ -20,6 +20,9 @@ from thanos_kernels.errors import first_line
 
 T = TypeVar("T")
 
+_UNEVEN = 1.25  # of the mean: what one process may have to do where whole layers are shared out
+_FEW, _SMALL = 8, 1 << 16  # of so few processes and bytes, parts are gathered sooner than they are reduced
+
 
 class PeerLostError(ValueError):
     """Another process ended, or cannot be reached."""
@@ -50,8 +53,14 @@ class Processes(Peers):
 
     def sum(self, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()
+        if self.size <= _FEW and tensor.nbytes <= _SMALL:
+            return torch.stack(self.gather(tensor)).sum(0, dtype=tensor.dtype)
         self._wait(lambda: dist.all_reduce(tensor))
         return tensor
+
+    def sums(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        parts = torch.stack(self.gather(tensor))
+        return parts.sum(0, dtype=torch.int64), parts[: self.rank].sum(0, dtype=torch.int64)
 
     def sum_at(self, rank: int, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()
@@ -124,6 +133,18 @@ def owner(layer: Layer, peers: Peers) -> int:
     return layer.expert % peers.size
 
 
+def owners(layers: Sequence[Layer], peers: Peers) -> list[int] | None:
+    """Which process prunes which of some layers, all whole; None where that would leave too many with too little to do.
+
+    Whole layers need no word with the others while they are pruned, where rows need several for each block of columns.
+    """
+    loads, found = [0] * peers.size, [0] * len(layers)
+    for index in sorted(range(len(layers)), key=lambda index: -layers[index].weight.numel()):
+        found[index] = loads.index(min(loads))
+        loads[found[index]] += layers[index].weight.numel()
+    return found if max(loads) * peers.size <= _UNEVEN * sum(loads) else None
+
+
 def _weighed(inputs: InputHessian, mass: float, layer: Layer) -> Tensor:
     if inputs.hessian is not None:
         return inputs.hessian * (inputs.mass / mass)
@@ -132,13 +153,17 @@ def _weighed(inputs: InputHessian, mass: float, layer: Layer) -> Tensor:
     return torch.zeros(weight.shape[1], weight.shape[1], dtype=dtype, device=weight.device)
 
 
-def spread_experts(layers: Iterable[Layer], reports: dict[str, Any], peers: Peers) -> None:
-    """Give everybody the experts that each process pruned, in place, and the reports of them."""
-    for layer in layers:
-        weight = peers.spread(owner(layer, peers), layer.weight.contiguous())
-        layer.weight.copy_(weight)
-    for part in peers.objects(reports.copy()):
-        reports.update({name: report for name, report in part.items() if name not in reports})
+def spread_layers(owned: Iterable[tuple[Layer, int]], reports: dict[str, Any], peers: Peers) -> None:
+    """Give everybody the layers that each process pruned whole, in place, and the reports of them."""
+    mine = {}
+    for layer, rank in owned:
+        weight = peers.spread(rank, layer.weight.contiguous())
+        if rank != peers.rank:
+            layer.weight.copy_(weight)
+        elif layer.name in reports:
+            mine[layer.name] = reports[layer.name]
+    for part in peers.objects(mine):
+        reports.update(part)
 
 
 class Samples:

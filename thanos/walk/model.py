@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -89,6 +90,13 @@ def prune_model(
                 walk.prune_block(state)
                 if keeper is not None:
                     keeper.keep(state, plan, clock)
+            if keeper is not None:
+                keeper.finish()
+    except BaseException:
+        if keeper is not None:
+            with suppress(Exception):
+                keeper.finish()
+        raise
     finally:
         model.train(training)
     return _record(walk, state, decoder, stores)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
 from thanos.walk.clock import Clock
-from thanos.walk.decoder import Decoder
+from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.memory import available_memory, bytes_per_sample
 from thanos.walk.replay import Call, Capture
 from thanos.walk.spool import Hidden, Layout, SpooledHidden
@@ -36,6 +37,7 @@ class Plan:
         bypassed: the names of layers whose weight is used without calling them.
         batch_size: samples in a batch, but for the last one.
         peers: the processes that walk together, each with its share of the samples.
+        together: for each layer by name, those that share its input.
     """
 
     store: BlockStore
@@ -47,6 +49,7 @@ class Plan:
     bypassed: frozenset[str] = frozenset()
     batch_size: int = 1
     peers: Peers = ALONE
+    together: Mapping[str, list[Layer]] = field(default_factory=dict)
 
 
 def make_plan(
@@ -99,7 +102,7 @@ def make_plan(
             hidden.append(first.to(device).contiguous())
             calls.append(recorded)
     bypassed = frozenset(capture.bypassed)
-    return Plan(store, capture.decoder, calls, passes, device, limit, bypassed, size, peers), hidden
+    return Plan(store, capture.decoder, calls, passes, device, limit, bypassed, size, peers, capture.together), hidden
 
 
 def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.hessians import replaced_forward
@@ -83,6 +84,7 @@ class Capture:
     Attributes:
         decoder: the blocks that run, in their order.
         bypassed: the names of layers whose weight is used without calling them.
+        together: for each layer by name, those that are given the very same tensor, itself among them.
 
     Raises:
         ValueError: the blocks are no simple chain, so they cannot be replayed one by one.
@@ -99,7 +101,7 @@ class Capture:
         self._kept: dict[Any, list[Tensor]] = {}
         tokens = samples[:1, :_PROBE_TOKENS]
         layers = [layer for block in decoder.layers for layer in block if layer.experts is None]
-        with _called(layers) as called, running():
+        with _called(layers) as (called, self.together), running():
             runs = watch_blocks(model, decoder.blocks, tokens)
         with running():
             self.bypassed = _bypassed(model, [layer for layer in layers if layer.name not in called], tokens)
@@ -298,14 +300,26 @@ class _Uses(TorchFunctionMode):
 
 
 @contextmanager
-def _called(layers: Sequence[Layer]) -> Iterator[set[str]]:
-    """The names of the layers that were called while the body ran."""
+def _called(layers: Sequence[Layer]) -> Iterator[tuple[set[str], dict[str, list[Layer]]]]:
+    """The names of the layers that were called while the body ran, and for each those that were given the same."""
     called: set[str] = set()
+    together: dict[str, list[Layer]] = {}
+    of_input = WeakTensorKeyDictionary()
+
+    def note(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        if layer.name not in called:
+            together[layer.name] = of_input.setdefault(inputs, [])
+            together[layer.name].append(layer)
+        called.add(layer.name)
+
     with ExitStack() as stack:
         for layer in layers:
-            hook = layer.module.register_forward_pre_hook(lambda *_, name=layer.name: called.add(name))
+            hook = layer.module.register_forward_pre_hook(
+                lambda _, args, kwargs, layer=layer: note(layer, args, kwargs), with_kwargs=True
+            )
             stack.callback(hook.remove)
-        yield called
+        yield called, together
 
 
 def _bypassed(model: nn.Module, layers: Sequence[Layer], tokens: Tensor) -> set[str]:

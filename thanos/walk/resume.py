@@ -2,19 +2,20 @@
 
 A block is always read from the source and never from the copy that is being written, so one that was being written
 when the run was killed is simply done again. The order is: the block's tensors, the hidden states in front of the next
-block, and then, by one rename, the state that speaks of both.
+block, and then, by one rename, the state that speaks of both. A thread of its own does that while the walk goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from thanos.checkpoint import Partial, Patches, room_for, sync_tree
+from thanos.checkpoint import Partial, Patches, room_for, sync, sync_tree
 from thanos.checkpoint.partial import PREPARING, WALKING
 from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
@@ -23,7 +24,7 @@ from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.distributed import Samples
 from thanos.walk.plan import Plan, make_plan
-from thanos.walk.spool import Hidden, SpooledHidden, read_hidden, write_hidden
+from thanos.walk.spool import Hidden, SpooledHidden, forget_hidden, read_hidden, write_hidden
 from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State
 
@@ -55,6 +56,9 @@ class Keeper:
         self.notes.update(partial.state.get("notes", {}))
         self._patches: Patches | None = None
         self._batches: list[tuple[int, int, int]] = []
+        self._changed: dict[str, Tensor] = {}
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def begin(
         self,
@@ -95,7 +99,7 @@ class Keeper:
             return plan, State(hidden)
         state = self._found(found, plan, model, layers)
         if first:
-            self._forget_others(found["spool"])
+            forget_hidden(partial.folder, found["block"])
         return plan, state
 
     def _own(self, peers: Peers) -> Path:
@@ -105,32 +109,53 @@ class Keeper:
         return folder
 
     def patch(self, names: set[str]) -> None:
-        """Write the parameters that a block changed over those of the dense model."""
+        """Take the parameters that a block changed, to be written over those of the dense model by :meth:`keep`."""
         assert self._patches is not None
-        with room_for(self._partial.folder):
-            self._patches(names)
+        self._changed = self._patches.collect(names)
 
     def keep(self, state: State, plan: Plan, clock: Clock) -> None:
-        """Write down that the blocks before ``state.block`` are done."""
-        partial, spool, peers = self._partial, None, plan.peers
+        """Write down that the blocks before ``state.block`` are done, while the walk goes on; see :meth:`finish`."""
+        self.finish()
+        partial, peers = self._partial, plan.peers
         if isinstance(state.hidden, SpooledHidden):
             state.hidden.turn()
-        with clock("other"), room_for(partial.folder):
+        with clock("other"):
+            hidden: Hidden | dict[str, Any] | None = None
             if state.block < len(plan.store):
-                spool = write_hidden(partial.folder, state.hidden, state.block, self._batches, peers)
-            if peers.size > 1 and isinstance(state.hidden, SpooledHidden):
-                state.hidden.forget_others()
-            if peers.rank:
-                return
-            found = {
-                "block": state.block,
-                "spool": spool,
-                "reports": [dataclasses.asdict(report) for report in state.reports.values()],
-                "counts": state.counts,
-                "notes": self.notes,
-            }
-            partial.save(**found, seconds=_summed(state.seconds, clock.stop()))
-            self._forget_others(spool)
+                hidden = state.hidden if isinstance(state.hidden, SpooledHidden) else list(state.hidden)
+                if peers.size > 1:
+                    hidden = write_hidden(partial.folder, hidden, state.block, self._batches, peers)
+                    forget_hidden(self._own(peers), state.block)
+            if peers.rank == 0:
+                found = {
+                    "block": state.block,
+                    "reports": [dataclasses.asdict(report) for report in state.reports.values()],
+                    "counts": list(state.counts),
+                    "notes": dict(self.notes),
+                    "seconds": _summed(state.seconds, clock.stop()),
+                }
+                changed, self._changed = self._changed, {}
+                self._writing = self._writer.submit(self._write, changed, hidden, found)
+
+    def finish(self) -> None:
+        """Wait until all that was to be kept is on the disk; raises what went wrong there."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, changed: dict[str, Tensor], hidden: Hidden | dict[str, Any] | None, found: dict[str, Any]) -> None:
+        """Bring a block's tensors, then the hidden states (or where they were written), then the state to the disk."""
+        partial, block = self._partial, found["block"]
+        with room_for(partial.folder):
+            if changed and self._patches is not None:
+                self._patches(changed)
+            spool = hidden
+            if isinstance(hidden, list | SpooledHidden):
+                spool = write_hidden(partial.folder, hidden, block, self._batches, ALONE)
+            if isinstance(spool, dict):
+                sync(partial.folder / spool["file"])
+            partial.save(**found, spool=spool)
+            forget_hidden(partial.folder, block if spool else block + 1)
 
     def _found(self, found: dict[str, Any], plan: Plan, model: nn.Module, layers: list[Layer]) -> State:
         """The state that was written down; blocks that are in memory get their pruned weights."""
@@ -146,11 +171,6 @@ class Keeper:
                 own = model.get_parameter(name).data
                 own.copy_(peers.spread(0, pruned.get_parameter(name).data.to(own.device)))
         return State(hidden, block, reports, [(zeros, total) for zeros, total in found["counts"]], found["seconds"])
-
-    def _forget_others(self, spool: dict[str, Any] | None) -> None:
-        for path in self._partial.folder.glob("hidden-*.bin"):
-            if spool is None or path.name != spool["file"]:
-                path.unlink()
 
 
 def _summed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +113,6 @@ class SpooledHidden:
         """The block is done: what was written is in front of the next one."""
         self.block += 1
 
-    def forget_others(self) -> None:
-        """Remove the files of other blocks."""
-        for path in self.folder.glob("hidden-*.bin"):
-            if path.name != name_of(self.block):
-                path.unlink()
-
     def _write(self, block: int, batch: int, hidden: Tensor) -> None:
         path = self.folder / name_of(block)
         if batch == 0:
@@ -130,10 +123,17 @@ class SpooledHidden:
 Hidden = list[Tensor] | SpooledHidden
 
 
+def forget_hidden(folder: Path, before: int) -> None:
+    """Remove the hidden states in front of earlier blocks."""
+    for path in folder.glob("hidden-*.bin"):
+        if int(path.stem.split("-")[1]) < before:
+            path.unlink()
+
+
 def write_hidden(
     folder: Path, hidden: Hidden, block: int, batches: Sequence[tuple[int, int, int]], peers: Peers
 ) -> dict[str, Any]:
-    """Bring everybody's hidden states in front of ``block`` to the first process' disk.
+    """Bring everybody's hidden states in front of ``block`` into a file of the first process.
 
     Args:
         batches: as for :func:`read_hidden`.
@@ -153,9 +153,6 @@ def write_hidden(
             states = peers.spread(rank, states)
             if peers.rank == 0:
                 write_batch(path, layout, batch, states)
-    if peers.rank == 0:
-        with room_for(folder), path.open("rb") as stream:
-            os.fsync(stream.fileno())
     return {"file": path.name, "in_memory": isinstance(hidden, list), **layout.record()}
 
 

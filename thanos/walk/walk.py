@@ -17,7 +17,7 @@ from thanos.options import WalkOptions
 from thanos.report import LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer
-from thanos.walk.distributed import merge_experts, merged, owner, spread_experts
+from thanos.walk.distributed import merge_experts, merged, owner, owners, spread_layers
 from thanos.walk.events import Progress
 from thanos.walk.finite import check_finite
 from thanos.walk.hessians import Collector, InputHessian
@@ -149,7 +149,18 @@ class _Block:
 
     def prune(self, layer: Layer) -> None:
         """Prune a layer in place on what was collected for it; nothing where no token reached it."""
-        self._prune(layer, self._all_saw(self.collector.take(layer)), self._walk.peers)
+        if layer.name in self._state.reports:
+            return
+        peers, inputs = self._walk.peers, self._all_saw(self.collector.take(layer))
+        layers = [one for one in self._walk.plan.together.get(layer.name, []) if one.name in self._walk.chosen]
+        shared = owners(layers, peers) if peers.size > 1 and len(layers) > 1 else None
+        if shared is None:
+            self._prune(layer, inputs, peers)
+            return
+        for one, rank in zip(layers, shared, strict=True):
+            if rank == peers.rank:
+                self._prune(one, inputs, ALONE)
+        spread_layers(zip(layers, shared, strict=True), self._state.reports, peers)
 
     def prune_experts(self, layers: list[Layer]) -> None:
         """Prune some experts' projections in place; processes share them out whole."""
@@ -164,7 +175,7 @@ class _Block:
             for layer in layers:
                 if owner(layer, peers) == peers.rank:
                     self._prune(layer, inputs[layer.name], ALONE)
-            spread_experts(layers, self._state.reports, peers)
+            spread_layers([(layer, owner(layer, peers)) for layer in layers], self._state.reports, peers)
 
     def _all_saw(self, inputs: InputHessian | None) -> InputHessian | None:
         """What all processes saw of an input."""

@@ -74,7 +74,7 @@ def _select_smallest() -> Iterator[tuple[object, ...]]:
 def _count_scores() -> Iterator[tuple[object, ...]]:
     for rows, columns in LAYERS + ODD:
         for weights in layouts(rows, columns):
-            for shift, bits in ((23, 8), (12, 11), (0, 12)):
+            for shift, bits in ((15, 16), (0, 15)):
                 yield weights, empty(columns), empty(dtype=torch.int64), shift, bits
 
 

@@ -23,27 +23,21 @@ def digits(
     weights, norms, prefix, counts, rows: tl.int32, columns: tl.int32, stride_row: tl.int64, stride_column,
     SHIFT: tl.constexpr, BITS: tl.constexpr, COPIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Count the scores that begin with ``prefix`` by their next digit: the exponents, which crowd together, in shared
-    memory first; digits of the mantissa, which are all but uniform, by atomic adds."""
+    """Count the scores that begin with ``prefix`` by their next digit, by atomic adds.
+
+    The first digit is the exponent and 8 bits of the mantissa: 256 counters share the scores of one exponent.
+    """
     across = tl.cdiv(columns, COLUMNS)
     wanted = tl.load(prefix).to(tl.int32)
-    lane = tl.arange(0, 1 << BITS)
     own = counts + tl.program_id(0) % COPIES * (1 << BITS)
-    count = tl.zeros((1 << BITS,), tl.int32)
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS) * across, tl.num_programs(0)):
         row, column = tile // across * ROWS + tl.arange(0, ROWS), tile % across * COLUMNS + tl.arange(0, COLUMNS)
         bits = score_bits(weights, norms, row, column, rows, columns, stride_row, stride_column)
-        inside = (row < rows)[:, None] & (column < columns)[None, :]
-        if SHIFT + BITS == 31:
-            chosen = tl.where(inside, bits >> SHIFT, (1 << BITS) - 1)
-            count += tl.histogram(tl.reshape(chosen, (ROWS * COLUMNS,)), 1 << BITS)
-            outside = ROWS * COLUMNS - tl.sum(tl.sum(inside.to(tl.int32), 1), 0)
-            count -= tl.where(lane == (1 << BITS) - 1, outside, 0)
-        else:
-            place = own + ((bits >> SHIFT) & ((1 << BITS) - 1))
-            tl.atomic_add(place, 1, mask=inside & ((bits >> (SHIFT + BITS)) == wanted), sem="relaxed")
-    if SHIFT + BITS == 31:
-        tl.atomic_add(own + lane, count, mask=count > 0, sem="relaxed")
+        chosen = (row < rows)[:, None] & (column < columns)[None, :]
+        if SHIFT + BITS < 31:
+            chosen = chosen & ((bits >> (SHIFT + BITS)) == wanted)
+        place = own + ((bits >> SHIFT) & ((1 << BITS) - 1))
+        tl.atomic_add(place, 1, mask=chosen, sem="relaxed")
 
 
 @general
