@@ -11,6 +11,11 @@ namespace {
 
 constexpr int64_t kGrainBytes = 128 << 10;  // weights a thread takes at a time: they stay in L2 for all blocks of tokens
 constexpr int64_t kGatherGrain = 32 << 10;   // elements a thread gathers at a time
+#if defined(__AVX2__)
+constexpr int kTogether = 4;  // rows that share the reading of one token's activations
+#else
+constexpr int kTogether = 1;
+#endif
 constexpr int kBlock = 8;                   // tokens that share one expansion of the weights
 
 struct Linear {
@@ -106,12 +111,20 @@ void pick(const Rows& weights, const Linear& call) {
     auto outputs = static_cast<Value*>(call.outputs);
     int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, weights.bytes_per_row()));
     parallel_for(call.threads, weights.rows, grain, [&](int64_t begin, int64_t end, int) {
-        for (int64_t token = 0; token < call.tokens; ++token)
-            for (int64_t row = begin; row < end; ++row) {
-                int64_t target = call.targets ? call.targets[row] : row;
-                float total = weights.dot(row, inputs.data() + token * inputs.stride);
+        auto run = [&](auto together, int64_t row, int64_t token) {
+            float totals[decltype(together)::value];
+            weights.template dot<decltype(together)::value>(row, inputs.data() + token * inputs.stride, totals);
+            for (float total : totals) {
+                int64_t target = call.targets ? call.targets[row++] : row++;
                 from_float(total + (bias ? to_float(bias[target]) : 0.0f), outputs + token * call.stride + target);
             }
+        };
+        for (int64_t token = 0; token < call.tokens; ++token) {
+            int64_t row = begin;
+            if constexpr (kTogether > 1)
+                for (; row + kTogether <= end; row += kTogether) run(std::integral_constant<int, kTogether>(), row, token);
+            for (; row < end; ++row) run(std::integral_constant<int, 1>(), row, token);
+        }
     });
 }
 

@@ -1,5 +1,5 @@
 // The compressed weights as sources of rows: `walk` hands the weights of one row, Lanes::kWidth at a time, to `use`. Where
-// kPicks says up to how many tokens, `dot` multiplies a row by one token's activations, which lie where `place` says.
+// kPicks says up to how many tokens, `dot` multiplies kRows rows by one token's activations, which lie where `place` says.
 // The portable kind has no walk: `each` hands every kept weight, with its column.
 #pragma once
 
@@ -33,7 +33,9 @@ struct BitmaskRows {
 
     static int64_t place(int64_t column) { return column; }
 
-    float dot(int64_t row, const float* inputs) const {
+    template <int kRows>
+    void dot(int64_t row, const float* inputs, float* total) const {
+        static_assert(kRows == 1);
         float sums[4] = {};
         words(row, [&](const uint8_t* at, int count, int64_t column, const Value* from) {
             const float* x = inputs + column;
@@ -42,7 +44,7 @@ struct BitmaskRows {
                 for (int i = 0; i < 4; ++i) sums[i] += to_float(from[k + i]) * x[at[k + i]];
             for (; k < count; ++k) sums[0] += to_float(from[k]) * x[at[k]];
         });
-        return sums[0] + sums[1] + sums[2] + sums[3];
+        *total = sums[0] + sums[1] + sums[2] + sums[3];
     }
 
     template <class Use>
@@ -140,8 +142,9 @@ struct Rows24 {
 
     static int64_t place(int64_t column) { return place24(column); }
 
-    float dot(int64_t row, const float* inputs) const {
-        return dot24(values + row * (columns / 2), metadata + row * (columns / 16), inputs, columns);
+    template <int kRows>
+    void dot(int64_t row, const float* inputs, float* totals) const {
+        dot24<kRows>(values + row * (columns / 2), metadata + row * (columns / 16), inputs, columns, totals);
     }
 
 #endif
