@@ -159,6 +159,18 @@ struct Lanes {
         return _mm256_fmadd_ps(weights, _mm256_load_ps(activations), sum);
     }
     static float total(Sum sum) { return total_of(sum); }
+
+    static __m256 load_activations(const float* activations) { return _mm256_load_ps(activations); }
+    static Sum multiply_add(Sum sum, Vector weights, __m256 activations) {
+        return _mm256_fmadd_ps(weights, activations, sum);
+    }
+    static Vector expand_next(uint64_t& mask, const float*& values) {  // and moves both on
+        unsigned low = mask & 255;
+        Vector result = expand_from(low, values);
+        mask >>= 8;
+        values += __builtin_popcount(low);
+        return result;
+    }
 };
 
 // Sixteen bfloat16 lanes, expanded as 16-bit words by one byte shuffle for eight. Two of them in a 32-bit lane become
@@ -196,6 +208,30 @@ struct Lanes<bfloat16> {
         return _mm256_fmadd_ps(odd, _mm256_load_ps(activations + 8), sum);
     }
     static float total(Sum sum) { return total_of(sum); }
+
+    struct Activations {
+        __m256 even, odd;
+    };
+    static Activations load_activations(const float* activations) {
+        return {_mm256_load_ps(activations), _mm256_load_ps(activations + 8)};
+    }
+    static Sum multiply_add(Sum sum, Vector weights, const Activations& activations) {
+        __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(weights, 16));
+        __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(weights, _mm256_set1_epi32(-65536)));
+        return _mm256_fmadd_ps(odd, activations.odd, _mm256_fmadd_ps(even, activations.even, sum));
+    }
+    static Vector expand_next(uint64_t& mask, const bfloat16*& values) {  // and moves both on
+        unsigned low = mask & 255, high = mask >> 8 & 255;
+        const bfloat16* middle = values + __builtin_popcount(low);
+        auto at = [](const void* address) { return reinterpret_cast<const __m128i*>(address); };
+        __m256i packed = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(at(values))),
+                                                 _mm_loadu_si128(at(middle)), 1);
+        __m256i order = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_load_si128(at(expand_tables.bytes[low]))),
+                                                _mm_load_si128(at(expand_tables.bytes[high])), 1);
+        values = middle + __builtin_popcount(high);
+        mask >>= 16;
+        return _mm256_shuffle_epi8(packed, order);
+    }
 
 private:
     static __m128i expand_eight(unsigned mask, const bfloat16* values) {

@@ -11,11 +11,6 @@ namespace {
 
 constexpr int64_t kGrainBytes = 128 << 10;  // weights a thread takes at a time: they stay in L2 for all blocks of tokens
 constexpr int64_t kGatherGrain = 32 << 10;   // elements a thread gathers at a time
-#if defined(__AVX2__)
-constexpr int kTogether = 4;  // rows that share the reading of one token's activations
-#else
-constexpr int kTogether = 1;
-#endif
 constexpr int kBlock = 8;                   // tokens that share one expansion of the weights
 
 struct Linear {
@@ -111,6 +106,7 @@ void pick(const Rows& weights, const Linear& call) {
     auto outputs = static_cast<Value*>(call.outputs);
     int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, weights.bytes_per_row()));
     parallel_for(call.threads, weights.rows, grain, [&](int64_t begin, int64_t end, int) {
+        constexpr int kTogether = Rows::kTogether;
         auto run = [&](auto together, int64_t row, int64_t token) {
             float totals[decltype(together)::value];
             weights.template dot<decltype(together)::value>(row, inputs.data() + token * inputs.stride, totals);

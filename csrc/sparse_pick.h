@@ -20,6 +20,12 @@ struct Positions {
 };
 static constexpr Positions positions;
 
+#if defined(__AVX2__)
+constexpr int kPairs = 2;  // rows, at least, that share the reading of one token's activations
+#else
+constexpr int kPairs = 1;
+#endif
+
 #if defined(__AVX2__) && !defined(__AVX512F__)
 
 static inline __m256 widen(const float* values) { return _mm256_loadu_ps(values); }

@@ -15,12 +15,15 @@ static inline int64_t words_of(int64_t columns) { return (columns + kWord - 1) /
 template <class Value>
 struct BitmaskRows {
     using Vectors = Lanes<Value>;
+    static constexpr int kTogether = kPairs;
     const Value* values;
     const uint64_t* bits;
     const int64_t* starts;
     int64_t rows, columns;
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
     static constexpr int64_t kPicks = 0;
+#elif defined(__AVX2__)
+    static constexpr int64_t kPicks = 3;
 #else
     static constexpr int64_t kPicks = INT64_MAX;
 #endif
@@ -79,6 +82,44 @@ private:
 
 #else
 
+#if !defined(__AVX512F__)
+
+    static int64_t place(int64_t column) { return Vectors::place(column); }
+
+    // Rows together share the loads of activations, and the places of their next values are independent of each other.
+    template <int kRows>
+    void dot(int64_t row, const float* inputs, float* totals) const {
+        typename Vectors::Sum sums[kRows][2];
+        for (auto& of_row : sums)
+            for (auto& sum : of_row) sum = Vectors::zero();
+        if (starts[row + kRows] + Vectors::kWidth > starts[rows]) {
+            for (int r = 0; r < kRows; ++r)
+                walk(row + r, [&](int step, int64_t column, const auto& vector) {
+                    sums[r][step & 1] = Vectors::multiply_add(sums[r][step & 1], vector, inputs + column);
+                });
+        } else {
+            const uint64_t* masks = bits + row * words_of(columns);
+            const Value* next[kRows];
+            for (int r = 0; r < kRows; ++r) next[r] = values + starts[row + r];
+            for (int64_t word = 0; word < words_of(columns); ++word, inputs += kWord) {
+                uint64_t left[kRows];
+                for (int r = 0; r < kRows; ++r) left[r] = masks[r * words_of(columns) + word];
+#pragma GCC unroll 8
+                for (int step = 0; step < kWord / Vectors::kWidth; ++step) {
+                    auto x = Vectors::load_activations(inputs + step * Vectors::kWidth);
+#pragma GCC unroll 4
+                    for (int r = 0; r < kRows; ++r) {
+                        auto& sum = sums[r][step & 1];
+                        sum = Vectors::multiply_add(sum, Vectors::expand_next(left[r], next[r]), x);
+                    }
+                }
+            }
+        }
+        for (int r = 0; r < kRows; ++r) totals[r] = total_of(_mm256_add_ps(sums[r][0], sums[r][1]));
+    }
+
+#endif
+
     template <class Use>
     void walk(int64_t row, Use&& use) const {
         if (starts[row + 1] + Vectors::kWidth <= starts[rows])
@@ -125,6 +166,7 @@ static inline void masks_of_24(const void* metadata, uint64_t masks[2]) {
 template <class Value>
 struct Rows24 {
     using Vectors = Lanes<Value>;
+    static constexpr int kTogether = kPairs * kPairs;
     const Value* values;
     const uint16_t* metadata;
     int64_t rows, columns;
@@ -215,7 +257,7 @@ struct DenseRows {
     using Vectors = Lanes<Value>;
     const Value* values;
     int64_t rows, columns;
-    static constexpr int64_t kPicks = 0;
+    static constexpr int64_t kPicks = 0;  // its values are not compressed
 
     int64_t bytes_per_row() const { return columns * static_cast<int64_t>(sizeof(Value)); }
 
