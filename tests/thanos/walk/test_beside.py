@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -134,7 +134,7 @@ def test_experts_are_reconstructed_with_their_block(token_samples: Tensor) -> No
         assert not any("gate.weight" in name for name in block.parameters)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pattern=st.sampled_from(["0.5", "0.7", "2:4", "1:2", "structured:0.25"]),
     method=st.sampled_from(["thanos", "sparsegpt", "wanda", "magnitude"]),
