@@ -20,7 +20,7 @@ from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
 from thanos.walk.finite import check_finite
 from thanos.walk.memory import freed_memory_kept
-from thanos.walk.plan import make_plan, work_device
+from thanos.walk.plan import copied, make_plan, work_device
 from thanos.walk.replay import NoChainError, watch_blocks
 from thanos.walk.resume import Keeper
 from thanos.walk.store import Stores, in_memory
@@ -56,7 +56,8 @@ def prune_model(
         stores: where blocks come from that are not in memory, with a ``keeper``; see :mod:`thanos.walk.store`.
         peers: processes that prune the model together; each calls this with the same arguments.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
-            damping, metric, backend, exclude, passes, batch_size, memory_limit, experts, device.
+            damping, metric, refine, backend, exclude, passes, batch_size, memory_limit, experts, device, targets,
+            correction, reconstruct.
 
     Raises:
         ValueError, TypeError: the model is of an unsupported kind, an option does not fit it (all layers are checked
@@ -81,7 +82,7 @@ def prune_model(
             clock = Clock(work_device(decoder, chosen))
             if keeper is None:
                 plan, hidden = make_plan(model, decoder, samples, chosen, clock, None, stores, peers)
-                state = State(hidden)
+                state = State(hidden, dense=copied(hidden) if chosen.beside else None)
             else:
                 plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores, peers)
             patch = keeper.patch if keeper is not None and peers.rank == 0 else None
@@ -106,7 +107,8 @@ def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
     """Names of the parameters that a run changed."""
     pruned = {layer.name for layer in report.layers}
     layers = (layer for block in find_decoder(model).layers for layer in block)
-    return {layer.parameter_name for layer in layers if layer.name in pruned}
+    names = {layer.parameter_name for layer in layers if layer.name in pruned}
+    return names.union(*(block.parameters for block in report.blocks))
 
 
 def _check_device(device: str | torch.device | None) -> None:
@@ -186,6 +188,8 @@ def check_layers(layers: dict[str, Layer], options: WalkOptions, resident: bool 
 
 def _check_peers(layers: dict[str, Layer], samples: int, options: WalkOptions, peers: Peers) -> None:
     """Raise ValueError where there is not something to do for every process."""
+    if peers.size > 1 and options.beside:
+        raise ValueError("targets corrected and reconstruct are the work of one process; start it without torchrun")
     if samples < peers.size:
         raise ValueError(f"{samples} samples cannot be shared out among {peers.size} processes; start fewer")
     for name, layer in layers.items():
@@ -231,5 +235,6 @@ def _record(walk: Walk, state: State, decoder: Decoder, stores: Stores) -> Model
             if layer.name in walk.chosen and layer.name not in state.reports
         },
         passes=plan.passes,
+        blocks=state.blocks,
         seconds={part: seconds + state.seconds.get(part, 0.0) for part, seconds in walk.clock.stop().items()},
     )

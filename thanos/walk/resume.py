@@ -19,12 +19,12 @@ from thanos.checkpoint import Partial, Patches, room_for, sync, sync_tree
 from thanos.checkpoint.partial import PREPARING, WALKING
 from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
-from thanos.report import LayerReport
+from thanos.report import BlockReport, LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.distributed import Samples
-from thanos.walk.plan import Plan, make_plan
-from thanos.walk.spool import Hidden, SpooledHidden, forget_hidden, read_hidden, write_hidden
+from thanos.walk.plan import Plan, copied, make_plan
+from thanos.walk.spool import DENSE, PRUNED, Hidden, SpooledHidden, forget_hidden, read_hidden, write_hidden
 from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State
 
@@ -87,7 +87,10 @@ class Keeper:
             )
             if first and partial.phase == PREPARING:
                 partial.empty()
-                self._prepare(sorted({layer.parameter_name for layer in layers}), partial.model)
+                names = {layer.parameter_name for layer in layers}
+                if options.reconstruct:
+                    names.update(*plan.vectors)
+                self._prepare(sorted(names), partial.model)
                 sync_tree(partial.model)
                 settled = {name: getattr(plan, name) for name in _SETTLED}
                 partial.save(phase=WALKING, block=0, settled=settled, notes=self.notes)
@@ -96,7 +99,7 @@ class Keeper:
         self._batches = Samples(len(samples), peers).places(plan.batch_size)
         found = peers.object(partial.state)
         if not found["block"]:
-            return plan, State(hidden)
+            return plan, State(hidden, dense=copied(hidden) if options.beside else None)
         state = self._found(found, plan, model, layers)
         if first:
             forget_hidden(partial.folder, found["block"])
@@ -120,22 +123,25 @@ class Keeper:
         if isinstance(state.hidden, SpooledHidden):
             state.hidden.turn()
         with clock("other"):
-            hidden: Hidden | dict[str, Any] | None = None
+            streams: dict[str, Hidden | dict[str, Any]] = {}
             if state.block < len(plan.store):
-                hidden = state.hidden if isinstance(state.hidden, SpooledHidden) else list(state.hidden)
+                for stream, states in {PRUNED: state.hidden, DENSE: state.dense}.items():
+                    if states is not None:
+                        streams[stream] = states if isinstance(states, SpooledHidden) else list(states)
                 if peers.size > 1:
-                    hidden = write_hidden(partial.folder, hidden, state.block, self._batches, peers)
+                    streams[PRUNED] = write_hidden(partial.folder, state.hidden, state.block, self._batches, peers)
                     forget_hidden(self._own(peers), state.block)
             if peers.rank == 0:
                 found = {
                     "block": state.block,
+                    "blocks": [dataclasses.asdict(report) for report in state.blocks],
                     "reports": [dataclasses.asdict(report) for report in state.reports.values()],
                     "counts": list(state.counts),
                     "notes": dict(self.notes),
                     "seconds": _summed(state.seconds, clock.stop()),
                 }
                 changed, self._changed = self._changed, {}
-                self._writing = self._writer.submit(self._write, changed, hidden, found)
+                self._writing = self._writer.submit(self._write, changed, streams, found)
 
     def finish(self) -> None:
         """Wait until all that was to be kept is on the disk; raises what went wrong there."""
@@ -143,19 +149,23 @@ class Keeper:
         if writing is not None:
             writing.result()
 
-    def _write(self, changed: dict[str, Tensor], hidden: Hidden | dict[str, Any] | None, found: dict[str, Any]) -> None:
+    def _write(
+        self, changed: dict[str, Tensor], streams: dict[str, Hidden | dict[str, Any]], found: dict[str, Any]
+    ) -> None:
         """Bring a block's tensors, then the hidden states (or where they were written), then the state to the disk."""
         partial, block = self._partial, found["block"]
         with room_for(partial.folder):
             if changed and self._patches is not None:
                 self._patches(changed)
-            spool = hidden
-            if isinstance(hidden, list | SpooledHidden):
-                spool = write_hidden(partial.folder, hidden, block, self._batches, ALONE)
-            if isinstance(spool, dict):
-                sync(partial.folder / spool["file"])
-            partial.save(**found, spool=spool)
-            forget_hidden(partial.folder, block if spool else block + 1)
+            spools: dict[str, dict[str, Any]] = {}
+            for stream, states in streams.items():
+                if isinstance(states, dict):
+                    spools[stream] = states
+                else:
+                    spools[stream] = write_hidden(partial.folder, states, block, self._batches, ALONE, stream)
+                sync(partial.folder / spools[stream]["file"])
+            partial.save(**found, spool=spools.get(PRUNED), dense=spools.get(DENSE))
+            forget_hidden(partial.folder, block if spools else block + 1)
 
     def _found(self, found: dict[str, Any], plan: Plan, model: nn.Module, layers: list[Layer]) -> State:
         """The state that was written down; blocks that are in memory get their pruned weights."""
@@ -165,12 +175,18 @@ class Keeper:
         hidden: Hidden = []
         if spool is not None:
             hidden = read_hidden(folder, spool, block, self._batches, peers, plan.device, self._own(peers))
+        beside, dense = found.get("dense"), None
+        if beside is not None:
+            dense = read_hidden(folder, beside, block, self._batches, peers, plan.device, folder, DENSE)
+        blocks = [BlockReport(**{**one, "parameters": tuple(one["parameters"])}) for one in found.get("blocks", [])]
         if self._restored is not None:
             pruned = self._restored(self._partial.model) if peers.rank == 0 else model
-            for name in sorted({layer.parameter_name for layer in layers if layer.name in reports}):
+            trained = {name for report in blocks for name in report.parameters}
+            for name in sorted(trained | {layer.parameter_name for layer in layers if layer.name in reports}):
                 own = model.get_parameter(name).data
                 own.copy_(peers.spread(0, pruned.get_parameter(name).data.to(own.device)))
-        return State(hidden, block, reports, [(zeros, total) for zeros, total in found["counts"]], found["seconds"])
+        counts = [(zeros, total) for zeros, total in found["counts"]]
+        return State(hidden, block, reports, counts, found["seconds"], dense, blocks)
 
 
 def _summed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

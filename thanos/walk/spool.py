@@ -68,9 +68,13 @@ def read_batch(path: Path, layout: Layout, batch: int) -> Tensor:
     return content.view(layout.dtype).view(shape)
 
 
-def name_of(block: int) -> str:
+PRUNED, DENSE = "hidden", "dense"
+"""The two streams of hidden states: what the pruned blocks make of the samples, and what the dense ones make."""
+
+
+def name_of(block: int, stream: str = PRUNED) -> str:
     """The file of the hidden states in front of a block."""
-    return f"hidden-{block}.bin"
+    return f"{stream}-{block}.bin"
 
 
 class SpooledHidden:
@@ -81,18 +85,22 @@ class SpooledHidden:
         layout: of the batches.
         device: where a batch that is read goes.
         block: the block in front of which the hidden states are; those of the first are appended.
+        stream: ``hidden``, or ``dense`` for those of the dense model.
     """
 
-    def __init__(self, folder: Path, layout: Layout, device: torch.device, block: int = 0) -> None:
+    def __init__(
+        self, folder: Path, layout: Layout, device: torch.device, block: int = 0, stream: str = PRUNED
+    ) -> None:
+        self.stream = stream
         self.folder, self.layout, self.block = folder, layout, block
-        self._device = device
+        self.device = device
         self._batches = 0 if block == 0 else len(layout.shapes)
 
     def __len__(self) -> int:
         return self._batches
 
     def __getitem__(self, batch: int) -> Tensor:
-        return read_batch(self.folder / name_of(self.block), self.layout, batch).to(self._device)
+        return read_batch(self.folder / name_of(self.block, self.stream), self.layout, batch).to(self.device)
 
     def __setitem__(self, batch: int, hidden: Tensor) -> None:
         self._write(self.block + 1, batch, hidden)
@@ -106,7 +114,7 @@ class SpooledHidden:
 
     def move(self, block: int) -> None:
         """All was appended: it is in front of this block."""
-        (self.folder / name_of(self.block)).replace(self.folder / name_of(block))
+        (self.folder / name_of(self.block, self.stream)).replace(self.folder / name_of(block, self.stream))
         self.block = block
 
     def turn(self) -> None:
@@ -114,7 +122,7 @@ class SpooledHidden:
         self.block += 1
 
     def _write(self, block: int, batch: int, hidden: Tensor) -> None:
-        path = self.folder / name_of(block)
+        path = self.folder / name_of(block, self.stream)
         if batch == 0:
             path.write_bytes(b"")
         write_batch(path, self.layout, batch, hidden)
@@ -125,13 +133,18 @@ Hidden = list[Tensor] | SpooledHidden
 
 def forget_hidden(folder: Path, before: int) -> None:
     """Remove the hidden states in front of earlier blocks."""
-    for path in folder.glob("hidden-*.bin"):
+    for path in (path for stream in (PRUNED, DENSE) for path in folder.glob(f"{stream}-*.bin")):
         if int(path.stem.split("-")[1]) < before:
             path.unlink()
 
 
 def write_hidden(
-    folder: Path, hidden: Hidden, block: int, batches: Sequence[tuple[int, int, int]], peers: Peers
+    folder: Path,
+    hidden: Hidden,
+    block: int,
+    batches: Sequence[tuple[int, int, int]],
+    peers: Peers,
+    stream: str = PRUNED,
 ) -> dict[str, Any]:
     """Bring everybody's hidden states in front of ``block`` into a file of the first process.
 
@@ -141,7 +154,7 @@ def write_hidden(
     Returns:
         What that needs.
     """
-    path = folder / name_of(block)
+    path = folder / name_of(block, stream)
     one = hidden[0]
     layout = Layout(one.dtype, [(count, *one.shape[1:]) for _, _, count in batches])
     if peers.size > 1 or not isinstance(hidden, SpooledHidden):
@@ -164,6 +177,7 @@ def read_hidden(
     peers: Peers,
     device: torch.device,
     own_folder: Path,
+    stream: str = PRUNED,
 ) -> Hidden:
     """This process' part of the hidden states that :func:`write_hidden` wrote.
 
@@ -179,8 +193,8 @@ def read_hidden(
     shape = whole.shapes[0][1:]
     own = Layout(whole.dtype, [(count, *shape) for rank, _, count in batches if rank == peers.rank])
     if not record["in_memory"] and peers.size == 1:
-        return SpooledHidden(folder, own, device, block)
-    hidden: Hidden = [] if record["in_memory"] else SpooledHidden(own_folder, own, device)
+        return SpooledHidden(folder, own, device, block, stream)
+    hidden: Hidden = [] if record["in_memory"] else SpooledHidden(own_folder, own, device, stream=stream)
     every = Layout(whole.dtype, [(count, *shape) for _, _, count in batches])
     for batch, (rank, _, count) in enumerate(batches):
         states = torch.empty((count, *shape), dtype=whole.dtype, device=device)
