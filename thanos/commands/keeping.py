@@ -56,8 +56,11 @@ def _flat(identity: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def keeping(unfinished: Partial) -> Iterator[None]:
-    """Where the body fails, say how to go on, or remove the directory of the run if no block is done."""
+def keeping(unfinished: Partial, first: bool = True) -> Iterator[None]:
+    """Where the body fails, say how to go on, or remove the directory of the run if no block is done.
+
+    Of several processes, the ``first`` alone removes it.
+    """
     try:
         yield
     except BaseException as error:
@@ -66,7 +69,8 @@ def keeping(unfinished: Partial) -> Iterator[None]:
         done = unfinished.state.get("block", 0)
         if not done:
             with suppress(OSError):
-                unfinished.remove()
+                if first:
+                    unfinished.remove()
             raise
         where = f"the first {done} blocks are kept in {unfinished.folder}: the same command with --resume goes on"
         if done == 1:

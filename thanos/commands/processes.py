@@ -7,6 +7,8 @@ while has hung; one whose process ended beats no more. Whoever notices first say
 from __future__ import annotations
 
 import os
+import platform
+import signal
 import sys
 import threading
 import time
@@ -88,6 +90,7 @@ class _Watch:
         self._worked = time.process_time()
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._mine, self._theirs = _store(), _store()
+        self._mine.set(f"where/{rank}", f"{platform.node()} {os.getpid()}")
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -117,7 +120,7 @@ class _Watch:
             except RuntimeError:
                 return  # torchrun is gone, and ends the processes that it started
             if lost is not None and not self._ends.is_set():
-                self._end(f"process {lost} of {self._size} has stopped working")
+                self._end(lost)
             if failed and not self._ends.wait(3 * _INTERVAL):
                 os._exit(1)  # who failed has said so; this process waits for it in vain
 
@@ -146,10 +149,16 @@ class _Watch:
             return None
         return next(iter(idle or late), None)
 
-    def _end(self, why: str) -> None:
+    def _end(self, lost: int) -> None:
+        """Say that a process has hung, end it where it is on this machine, and end this one; torchrun ends the rest."""
+        why = f"process {lost} of {self._size} has stopped working"
         if self.claim(ValueError(why)):
-            click.echo(f"Error: {why}; start the same command again with --resume if a block was finished", err=True)
+            click.echo(f"Error: {why}; the same command with --resume goes on from the last finished block", err=True)
             sys.stderr.flush()
+        with suppress(RuntimeError, OSError, ValueError):
+            where, pid = self._theirs.get(f"where/{lost}").decode().rsplit(" ", 1)
+            if where == platform.node():
+                os.kill(int(pid), signal.SIGKILL)
         os._exit(1)
 
 

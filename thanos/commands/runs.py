@@ -164,7 +164,7 @@ def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any)
 
     keeper = Keeper(unfinished, identity, prepare, None if streaming else restored, notes={})
     stores = in_memory if files is None else from_files(files)
-    with keeping(unfinished):
+    with keeping(unfinished, first=peers.rank == 0):
         score("dense")
         with display(given.console) as shown:
             report = prune_model(

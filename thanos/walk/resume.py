@@ -131,7 +131,9 @@ class Keeper:
                 if peers.size > 1:
                     streams[PRUNED] = write_hidden(partial.folder, state.hidden, state.block, self._batches, peers)
                     forget_hidden(self._own(peers), state.block)
-            if peers.rank == 0:
+            if peers.rank:
+                partial.state = {"block": state.block}  # for what is said where this process fails
+            else:
                 found = {
                     "block": state.block,
                     "blocks": [dataclasses.asdict(report) for report in state.blocks],
