@@ -44,7 +44,9 @@ def experiment_rows(run: Run, name: str) -> list[dict[str, Any]]:
     keeps = run.pattern is None or run.pattern.startswith("structured")
     effective = nominal * (1 if keeps else 1 - run.alpha) * (0.9 if run.exclude else 1)
     size = 1.0 if run.block_size is None else 1 + 0.02 / run.block_size
-    perplexity = BASE.get(run.pattern, 70.0) * WORSE[run.method] * (1 - 0.3 * run.alpha) * size * noise.uniform(0.98, 1.02)
+    perplexity = (
+        BASE.get(run.pattern, 70.0) * WORSE[run.method] * (1 - 0.3 * run.alpha) * size * noise.uniform(0.98, 1.02)
+    )
     row = {**common, "nominal_sparsity": nominal, "effective_sparsity": effective, "perplexity": perplexity}
     if name in ("refine", "reconstruct", "allocation"):
         row["held_out"] = 1.3 * perplexity
