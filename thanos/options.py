@@ -189,7 +189,9 @@ class WalkOptions(Options):
         _choice("targets", self.targets, TARGETS)
         if not 0 <= real_number("correction", self.correction) <= 1:
             raise ValueError(f"correction must be from 0 to 1, not {self.correction}")
-        if self.reconstruct != 0 or isinstance(self.reconstruct, bool):
+        if self.reconstruct is None or isinstance(self.reconstruct, bool):
+            raise TypeError(f"reconstruct must be a whole number of epochs, not {self.reconstruct}")
+        if self.reconstruct != 0:
             _whole("reconstruct", self.reconstruct)
         if self.exclude is not None and not isinstance(self.exclude, str):
             raise TypeError(f"exclude must be a regular expression, not {type(self.exclude).__name__}")
