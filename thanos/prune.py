@@ -28,7 +28,7 @@ from thanos.commands.cli import (
 )
 from thanos.commands.quiet import silence_libraries
 from thanos.commands.runs import Given, SmallerModel, make_smaller, prune_weights
-from thanos.options import EXPERTS, METHODS, METRICS, REFINEMENTS, WalkOptions
+from thanos.options import ALLOCATIONS, EXPERTS, METHODS, METRICS, QUALITIES, REFINEMENTS, TARGETS, WalkOptions, preset
 from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos_kernels import BACKENDS
 
@@ -36,6 +36,11 @@ _OF_WEIGHTS = (
     "method",
     "metric",
     "refine",
+    "targets",
+    "correction",
+    "reconstruct",
+    "allocation",
+    "quality",
     "block_size",
     "outlier_fraction",
     "passes",
@@ -102,12 +107,44 @@ def _default(name: str) -> Any:
     help="Widths of a smaller model are rounded to a multiple of it; 256 suits llama.cpp's K-quants.",
 )
 @click.option("--method", default=_default("method"), type=click.Choice(METHODS), help="How to choose and compensate.")
+@click.option(
+    "--quality",
+    default=_default("quality"),
+    type=click.Choice(list(QUALITIES)),
+    help="How much time a better result is worth: sets refine, targets and reconstruct where they are not given.",
+)
 @click.option("--metric", type=click.Choice(METRICS), help="What Thanos chooses its mask by.  [default: wanda]")
 @click.option(
     "--refine",
     default=_default("refine"),
     type=click.Choice(REFINEMENTS),
     help="After the method: solve for the kept weights once more, or search for a better mask as well.",
+)
+@click.option(
+    "--targets",
+    default=_default("targets"),
+    type=click.Choice(TARGETS),
+    help="Prune each layer's own weight, or one corrected for what pruning did to its input; that runs the dense model "
+    "beside the pruned one.",
+)
+@click.option(
+    "--correction",
+    default=_default("correction"),
+    type=click.FloatRange(0, 1),
+    help="How much of the drift corrected targets take back.",
+)
+@click.option(
+    "--allocation",
+    default=_default("allocation"),
+    type=click.Choice(ALLOCATIONS),
+    help="Remove the same share of each layer, or share the total out among them; for unstructured patterns.",
+)
+@click.option(
+    "--reconstruct",
+    default=_default("reconstruct"),
+    type=click.IntRange(min=0),
+    metavar="EPOCHS",
+    help="Train the kept weights of each block to give the dense model's output of the block; 0 does not.",
 )
 @click.option("--block-size", type=click.IntRange(min=1), help="Columns per block.  [default: 128; 512 for n:m]")
 @click.option(
@@ -195,7 +232,8 @@ def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel
             raise click.UsageError(f"--{name.replace('_', '-')} is no option of the pattern {options['pattern']}")
     if smaller:
         return SmallerModel(**{name: value for name, value in options.items() if name not in _OF_WEIGHTS})
-    return _walk_options({name: value for name, value in options.items() if name not in _OF_SHAPES})
+    chosen = {name: value for name, value in preset(options["quality"]).items() if name not in given}
+    return _walk_options({name: value for name, value in {**options, **chosen}.items() if name not in _OF_SHAPES})
 
 
 def _walk_options(options: dict[str, Any]) -> WalkOptions:
@@ -206,6 +244,11 @@ def _walk_options(options: dict[str, Any]) -> WalkOptions:
         words = {name.replace("_", " "): "--" + name.replace("_", "-") for name in options}
         said = next((name for name in words if str(error).startswith(name)), "")
         raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
+
+
+def _told(job: WalkOptions) -> str:
+    """What the preset switched on, or was switched on in its place."""
+    return ", ".join(f"--{name} {getattr(job, name)}" for name in preset(job.quality))
 
 
 def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, console: Console) -> None:
@@ -232,6 +275,8 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
     if skeleton is not None and isinstance(job, WalkOptions):
         check_model(skeleton, job)
     tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
+    if isinstance(job, WalkOptions) and job.quality != "fast":
+        console.print(f"quality {job.quality}: {_told(job)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"reading calibration text from {run.calibration}", highlight=False, markup=False, soft_wrap=True)
     reading: Any = {"bos": run.bos, "text_field": run.text_field}
     samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, **reading)
