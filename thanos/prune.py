@@ -157,7 +157,7 @@ def _default(name: str) -> Any:
     "--damping",
     default=_default("damping"),
     type=click.FloatRange(min=0),
-    help="Added to the Hessian's diagonal, relative to its mean; 0.1 for a smaller model.",
+    help="Added to the Hessian's diagonal, relative to its mean.",
 )
 @click.option("--calibration", default="c4", metavar=TEXT, callback=parsed(source), help="Text to prune on.")
 @click.option("--samples", default=128, type=click.IntRange(min=1), help="Calibration samples.")
@@ -231,8 +231,6 @@ def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel
         if name in given:
             raise click.UsageError(f"--{name.replace('_', '-')} is no option of the pattern {options['pattern']}")
     if smaller:
-        if "damping" not in given:
-            del options["damping"]
         return SmallerModel(**{name: value for name, value in options.items() if name not in _OF_WEIGHTS})
     chosen = {name: value for name, value in preset(options["quality"]).items() if name not in given}
     return _walk_options({name: value for name, value in {**options, **chosen}.items() if name not in _OF_SHAPES})
