@@ -15,6 +15,7 @@ from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
 from thanos.pattern import Pattern
 from thanos.report import ModelReport
+from thanos.walk.allocation import allocate
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
@@ -57,7 +58,7 @@ def prune_model(
         peers: processes that prune the model together; each calls this with the same arguments.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
             damping, metric, refine, backend, exclude, passes, batch_size, memory_limit, experts, device, targets,
-            correction, reconstruct.
+            correction, reconstruct, allocation.
 
     Raises:
         ValueError, TypeError: the model is of an unsupported kind, an option does not fit it (all layers are checked
@@ -87,6 +88,10 @@ def prune_model(
                 plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores, peers)
             patch = keeper.patch if keeper is not None and peers.rank == 0 else None
             walk = Walk(plan, chosen, frozenset(layers), clock, progress, patch, peers)
+            if chosen.allocation != "uniform" and state.counts_wanted is None:
+                state.counts_wanted = allocate(walk, state.hidden)
+                if state.dense is not None:
+                    state.dense = copied(state.hidden)
             while state.block < len(plan.store):
                 walk.prune_block(state)
                 if keeper is not None:
@@ -188,8 +193,10 @@ def check_layers(layers: dict[str, Layer], options: WalkOptions, resident: bool 
 
 def _check_peers(layers: dict[str, Layer], samples: int, options: WalkOptions, peers: Peers) -> None:
     """Raise ValueError where there is not something to do for every process."""
-    if peers.size > 1 and options.beside:
-        raise ValueError("targets corrected and reconstruct are the work of one process; start it without torchrun")
+    if peers.size > 1 and (options.beside or options.allocation != "uniform"):
+        raise ValueError(
+            "targets corrected, reconstruct and an allocation are the work of one process; start it without torchrun"
+        )
     if samples < peers.size:
         raise ValueError(f"{samples} samples cannot be shared out among {peers.size} processes; start fewer")
     for name, layer in layers.items():

@@ -136,6 +136,7 @@ class Keeper:
             else:
                 found = {
                     "block": state.block,
+                    "counts_wanted": state.counts_wanted,
                     "blocks": [dataclasses.asdict(report) for report in state.blocks],
                     "reports": [dataclasses.asdict(report) for report in state.reports.values()],
                     "counts": list(state.counts),
@@ -188,7 +189,7 @@ class Keeper:
                 own = model.get_parameter(name).data
                 own.copy_(peers.spread(0, pruned.get_parameter(name).data.to(own.device)))
         counts = [(zeros, total) for zeros, total in found["counts"]]
-        return State(hidden, block, reports, counts, found["seconds"], dense, blocks)
+        return State(hidden, block, reports, counts, found["seconds"], dense, blocks, found.get("counts_wanted"))
 
 
 def _summed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from thanos.engine.peers import ALONE, Peers
 from thanos.engine.targets import corrected_target, correction_of
 from thanos.engine.timing import StepTimer
 from thanos.options import WalkOptions
+from thanos.pattern import Unstructured
 from thanos.report import BlockReport, LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer
@@ -44,6 +45,7 @@ class State:
         seconds: what the parts of the walk took in earlier processes.
         dense: where the dense model runs beside the pruned one, its hidden states in front of ``block``.
         blocks: the reconstructions so far.
+        counts_wanted: how many weights each layer loses, where that is not the same share of each.
     """
 
     hidden: Hidden
@@ -53,6 +55,7 @@ class State:
     seconds: dict[str, float] = field(default_factory=dict)
     dense: Hidden | None = None
     blocks: list[BlockReport] = field(default_factory=list)
+    counts_wanted: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Walk:
         layers = [layer for layer in plan.decoder.layers[index] if layer.name in self.chosen]
         if not plan.store.resident:
             check_finite(layers)
-        block = _Block(self, state)
+        block = BlockWork(self, state)
         if plan.passes == 1:
             keep = not self.options.reconstruct
             self._forward(module, state, keep=keep, watched=Watched(block, layers, block.prune_before_it_runs))
@@ -98,14 +101,14 @@ class Walk:
         plan.store.store(index)
         state.block += 1
 
-    def _two_passes(self, module: nn.Module, layers: list[Layer], block: _Block, state: State) -> None:
+    def _two_passes(self, module: nn.Module, layers: list[Layer], block: BlockWork, state: State) -> None:
         """Collect all Hessians of the dense block, and prune; the block is to be run once more.
 
         Experts are taken in groups whose Hessians fit the memory limit, one forward a group. Nothing inside the block
         reads what an expert gives, so those that are pruned already change no other layer's input.
         """
         others = [layer for layer in layers if layer.experts is None]
-        groups = _groups([layer for layer in layers if layer.experts is not None], self.plan.memory_limit)
+        groups = expert_groups([layer for layer in layers if layer.experts is not None], self.plan.memory_limit)
         for number, group in enumerate(groups or [[]]):
             some = group if number else others + group
             self._forward(module, state, keep=False, watched=Watched(block, some, block.collect, not number))
@@ -126,7 +129,7 @@ class Walk:
                 if watched is not None:
                     watched.block.caught.clear()
 
-    def _dense(self, module: nn.Module, state: State, batch: int, block: _Block, layers: list[Layer]) -> None:
+    def _dense(self, module: nn.Module, state: State, batch: int, block: BlockWork, layers: list[Layer]) -> None:
         """Take one batch of the dense model through the block, whose weights are still all there."""
         assert state.dense is not None
         hidden = state.dense[batch]
@@ -171,7 +174,7 @@ class Watched:
         first: whether the block runs for the first time, so that the pools of experts are collected too.
     """
 
-    block: _Block
+    block: BlockWork
     layers: list[Layer]
     seen: Callable[[Layer, Tensor, Tensor | None], None]
     first: bool = True
@@ -180,7 +183,7 @@ class Watched:
         return self.block.collector.watching(self.layers, self.seen, pools=self.first)
 
 
-def _groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
+def expert_groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
     """Whole experts in groups whose Hessians, in float32, take at most ``limit`` bytes; at least one each."""
     of_expert: dict[tuple[int, int], list[Layer]] = {}
     for layer in layers:
@@ -197,7 +200,7 @@ def _groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
     return groups
 
 
-class _Block:
+class BlockWork:
     """One block on its way: the Hessians of its inputs, and the factors that layers share."""
 
     def __init__(self, walk: Walk, state: State) -> None:
@@ -261,10 +264,12 @@ class _Block:
         return self._merged[inputs]
 
     def _prune(self, layer: Layer, inputs: InputHessian | None, peers: Peers) -> None:
-        inputs, pool_share = self._inputs(layer, inputs)
+        inputs, pool_share = self.inputs(layer, inputs)
         if inputs is None or inputs.hessian is None:
             return
-        walk = self._walk
+        walk, counts = self._walk, self._state.counts_wanted
+        if counts is not None and layer.name not in counts:
+            return
         walk.say(self._state, layer.name, None)
         with walk.clock("prune"):
             try:
@@ -280,9 +285,9 @@ class _Block:
         self._state.reports[layer.name] = report
         walk.say(self._state, layer.name, report.relative_loss)
 
-    def _inputs(self, layer: Layer, inputs: InputHessian | None) -> tuple[InputHessian | None, float]:
+    def inputs(self, layer: Layer, seen: InputHessian | None) -> tuple[InputHessian | None, float]:
         """What a layer is pruned on, of what it saw, and the share that all experts beside it have in that."""
-        pool = self._all_saw(self.collector.pool(layer))
+        inputs, pool = seen, self._all_saw(self.collector.pool(layer))
         if pool is None or pool.hessian is None or self._walk.options.experts == "all":
             return inputs, 0.0
         weight = POOL_WEIGHT * len(pool.hessian)
@@ -305,6 +310,9 @@ class _Block:
         if inputs.drift is not None:
             with timed("target"):
                 shared[dtype], target = self._target(layer, inputs, shared[dtype])
+        if (counts := self._state.counts_wanted) is not None:
+            share = (counts[layer.name] + 0.5) / layer.weight.numel()  # rounded down, it is the count
+            options = replace(options, pattern=Unstructured(share))
         return prune_layer(layer.weight, shared[dtype], options, timed, energy=True, peers=peers, target=target)
 
     def _target(self, layer: Layer, inputs: InputHessian, factor: Factor) -> tuple[Factor, Tensor]:
