@@ -107,7 +107,7 @@ FACTORIES = {
     *("arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones", "rand"),
     *("randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros"),
 }
-ROOMS = ("thanos_kernels", "thanos/compact")
+ROOMS = ("thanos_kernels", "thanos")
 
 
 @pytest.mark.parametrize("room", ROOMS)

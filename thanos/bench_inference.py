@@ -81,7 +81,11 @@ def random_checkpoint(folder: Path, pattern: str) -> None:
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             weight = module.weight.data
             halved = pattern == "unstructured"
-            mask = torch.rand(weight.shape) < 0.5 if halved else select_n_of_m(weight.float().abs(), 2, 4)
+            mask = (
+                torch.rand(weight.shape, dtype=torch.float32, device="cpu") < 0.5
+                if halved
+                else select_n_of_m(weight.float().abs(), 2, 4)
+            )
             weight.masked_fill_(mask, 0)
     model.save_pretrained(folder)
 
@@ -92,7 +96,8 @@ def measure(
     """Measure both in turns: ``tokens`` decoded after a short prompt, and a prompt of ``prompt`` tokens."""
     device = next(dense.parameters()).device
     vocabulary = dense.config.get_text_config().vocab_size
-    long = torch.randint(vocabulary, (1, prompt), generator=torch.Generator().manual_seed(0)).to(device)
+    draw = torch.Generator("cpu").manual_seed(0)
+    long = torch.randint(vocabulary, (1, prompt), generator=draw, dtype=torch.int64, device="cpu").to(device)
     models = (dense, sparse)
     decode: list[list[float]] = [[], []]
     prefill: list[list[float]] = [[], []]

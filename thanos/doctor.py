@@ -119,7 +119,7 @@ def choices() -> Iterator[tuple[str, str, str, str]]:
         f"cuda:{index}" for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     ]
     for device in devices:
-        tensor = torch.zeros(1, 1, device=device)
+        tensor = torch.zeros(1, 1, dtype=torch.float32, device=device)
         for operation in (*triton.OPERATIONS, "inverse_factor", "row_energy"):
             chosen, why = dispatch.choose(operation, "auto", tensor)
             yield device, operation, chosen, why

@@ -1,44 +1,12 @@
-"""``python -m thanos.pack PRUNED_DIR --output DIR``: write a pruned checkpoint in its compact form (docs/format.md).
-
-The layer types are chosen from the weights themselves. As a function, ``thanos.pack(source, output)`` does the same.
-"""
-
-from __future__ import annotations
+"""``python -m thanos.pack PRUNED_DIR --output DIR``; as a function, ``thanos.pack(source, output)``."""
 
 import sys
-from collections import Counter
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import click
-
-from thanos.commands.cli import Command, start
-from thanos.compact import Packed, pack
-
-__all__ = ["Packed", "pack"]
-
-
-@click.command(name="python -m thanos.pack", cls=Command)
-@click.argument("pruned", type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
-@click.option("--overwrite", is_flag=True, help="Replace the output directory if it holds a model.")
-def main(pruned: Path, output: Path, overwrite: bool) -> None:
-    """Write the checkpoint in the directory PRUNED in its compact form."""
-    packed = pack(pruned, output, overwrite=overwrite)
-    counts = Counter(packed.kinds.values())
-    summary = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no linear layers"
-    share = packed.compact_bytes / packed.dense_bytes if packed.dense_bytes else 1.0
-    click.echo(f"{summary}: {packed.dense_bytes} bytes of linear layers became {packed.compact_bytes} ({share:.3f})")
-    click.echo(f"Written to {output}; load it with thanos.load({str(output)!r}).")
-
-
-class _Callable(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> Packed:
-        return pack(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _Callable
+from thanos.commands.cli import start
+from thanos.commands.pack import main
+from thanos.compact import pack
 
 if __name__ == "__main__":
     start(main)
+else:  # ``import thanos.pack`` binds the function too, so that ``thanos.pack`` is the same in any order of imports
+    sys.modules[__name__] = pack  # type: ignore[assignment]

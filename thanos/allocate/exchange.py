@@ -95,9 +95,10 @@ def _exchanged(
     seed: int,
     number: int,
 ) -> dict[str, int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + number)
     names = list(members)
-    giver, taker = (members[names[index]] for index in torch.randperm(len(names), generator=generator)[:2].tolist())
+    order = torch.randperm(len(names), generator=generator, dtype=torch.int64, device="cpu").tolist()
+    giver, taker = (members[names[index]] for index in order[:2])
     room = sum(most_of(sizes[name], sparsity) - counts[name] for name in taker)
     there = sum(counts[name] for name in giver)
     amount = min(room, there, math.ceil(step * min(sum(sizes[n] for n in giver), sum(sizes[n] for n in taker))))

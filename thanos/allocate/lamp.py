@@ -43,7 +43,11 @@ def lamp(layers: Iterable[tuple[str, Tensor]], sparsity: float) -> dict[str, int
         sizes[name] = weight.numel()
         bins = lamp_scores(weight).view(torch.int32).bitwise_right_shift(_SHIFT).long()
         counts[name] = torch.bincount(bins, minlength=_BINS).cpu()
-    below = torch.stack(list(counts.values())).sum(0).cumsum(0) if counts else torch.zeros(_BINS)
+    below = (
+        torch.stack(list(counts.values())).sum(0).cumsum(0)
+        if counts
+        else torch.zeros(_BINS, dtype=torch.float32, device="cpu")
+    )
     wanted = sparsity * sum(sizes.values())
     at = int((below < wanted).sum().clamp(max=_BINS - 1))  # the bin that the threshold lies in
     inside = int(below[at]) - (int(below[at - 1]) if at else 0)

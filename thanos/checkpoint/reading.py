@@ -70,7 +70,7 @@ def check_unquantised(config: Any, model: str) -> None:
     """Refuse, by its configuration, a model whose weights are read packed, so that they could not be pruned.
 
     Raises:
-        ValueError: so it is.
+        ValueError: the weights are quantised.
     """
     found = getattr(config, "quantization_config", None)
     method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)

@@ -35,7 +35,7 @@ class FileTensor:
         """Read it.
 
         Raises:
-            ValueError: its file is gone, has been changed, or is truncated.
+            ValueError: its file is missing, has been changed, or is truncated.
         """
         place = self._place
         tensor = torch.empty(place.shape, dtype=_DTYPES[place.dtype], device="cpu")
@@ -63,7 +63,7 @@ class BlockFiles:
     Args:
         model: on the meta device.
         files: the checkpoint's.
-        config: what Transformers' loader is told.
+        config: what Transformers' loader is given.
         blocks: the modules that stay in the files.
     """
 

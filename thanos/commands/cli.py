@@ -90,7 +90,7 @@ def usable_device(name: str) -> torch.device:
     if device.type == "meta":
         raise ValueError("the meta device holds no weights")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.uint8, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from None
     return device

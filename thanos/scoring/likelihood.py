@@ -122,10 +122,11 @@ class Scorer(TemplateLM):  # type: ignore[misc]
         with torch.inference_mode():
             logits = run_model(self.model, tokens, last=longest - min(firsts)).logits
             shift = longest - logits.shape[1]  # a model may compute the logits of all positions all the same
+            starts = [row * logits.shape[1] + first - shift for (row, _), first in zip(asked, firsts, strict=True)]
             places = torch.cat(
                 [
-                    row * logits.shape[1] + torch.arange(first - shift, first - shift + len(targets), device="cpu")
-                    for (row, targets), first in zip(asked, firsts, strict=True)
+                    torch.arange(start, start + len(targets), dtype=torch.int64, device="cpu")
+                    for (_, targets), start in zip(asked, starts, strict=True)
                 ]
             )
             targets = torch.cat([targets for _, targets in asked])

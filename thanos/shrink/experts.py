@@ -53,7 +53,7 @@ def find_mixtures(model: nn.Module, samples: Tensor) -> list[Mixture]:
     """All mixtures of a model, by a short forward.
 
     Raises:
-        ValueError: there is none, or one whose router cannot be told.
+        ValueError: there is none, or one whose router is not found.
     """
     fused = {name: module for name, module in model.named_modules() if _leading(module) > 1}
     returned: dict[int, str] = {}  # of each tensor of integers: the module that returned it first
@@ -86,10 +86,10 @@ def find_mixtures(model: nn.Module, samples: Tensor) -> list[Mixture]:
     for name, module in fused.items():
         router = returned.get(id(given.get(name)))
         if router is None:
-            raise ValueError(f"{name}: the router of these experts cannot be told from how they run; they stay")
+            raise ValueError(f"{name}: the router of these experts does not show in how they run; they stay")
         count = _leading(module)
         own = [full for full in state if full.rpartition(".")[0] in (name, router) and len(state[full]) == count]
-        zeros = torch.zeros(count, dtype=torch.float64)
+        zeros = torch.zeros(count, dtype=torch.float64, device="cpu")
         found.append(Mixture(name, count, own, zeros, zeros.clone(), zeros.clone(), router))
     if not found:
         raise ValueError(f"{type(model).__name__} has no mixture of fused experts")
@@ -201,16 +201,17 @@ def without_experts(model: Any, goal: ExpertGoal, samples: Tensor, importance: s
     """The smaller model, and which experts went from each mixture; the fewest points go, ties by the lower number."""
     score_mixtures(model, goal.mixtures, samples)
     kept: dict[str, Tensor] = {}
-    gone: dict[str, list[int]] = {}
+    removed: dict[str, list[int]] = {}
     for mixture in goal.mixtures:
         score = mixture.score(importance).view(goal.classes, -1)
         order = score.argsort(dim=1, stable=True)[:, : goal.count // goal.classes]
-        first = torch.arange(goal.classes)[:, None] * score.shape[1]
-        gone[mixture.name] = sorted((order + first).flatten().tolist())
-        staying = torch.tensor([index for index in range(mixture.experts) if index not in gone[mixture.name]])
+        first = torch.arange(goal.classes, dtype=torch.int64, device=score.device)[:, None] * score.shape[1]
+        removed[mixture.name] = sorted((order + first).flatten().tolist())
+        indices = [index for index in range(mixture.experts) if index not in removed[mixture.name]]
+        staying = torch.tensor(indices, dtype=torch.int64, device="cpu")
         kept.update(dict.fromkeys(mixture.cut, staying))
     tensors = {
         name: tensor.index_select(0, kept[name].to(tensor.device)) if name in kept else tensor
         for name, tensor in model.state_dict().items()
     }
-    return rebuilt(model, goal.config, tensors), gone
+    return rebuilt(model, goal.config, tensors), removed

@@ -61,7 +61,7 @@ def read_depth_sets(folder: Path) -> DepthSets:
     """
     try:
         values = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        centres = torch.tensor(values["centres"], dtype=torch.float32)
+        centres = torch.tensor(values["centres"], dtype=torch.float32, device="cpu")
         removed = [[int(index) for index in some] for some in values["removed"]]
         sets = DepthSets(centres, removed, [int(count) for count in values["samples"]])
     except (KeyError, TypeError, ValueError) as error:
@@ -147,8 +147,8 @@ def follow_input(model: Any, sets: DepthSets) -> Any:
     """
     blocks = find_decoder(model).blocks
     with torch.no_grad():
-        chain = Chain(model, blocks, torch.zeros((1, _PROBE), dtype=torch.int64))
-    stays = torch.ones(len(sets.centres), len(blocks), dtype=torch.bool)
+        chain = Chain(model, blocks, torch.zeros((1, _PROBE), dtype=torch.int64, device="cpu"))
+    stays = torch.ones(len(sets.centres), len(blocks), dtype=torch.bool, device="cpu")
     for kind, some in enumerate(sets.removed):
         stays[kind, some] = False
     current: list[Tensor] = []
@@ -191,7 +191,7 @@ def _pass_over(block: nn.Module, stays: Tensor, more: int, current: list[Tensor]
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        rows = stays[current[-1]] if current else torch.ones(1, dtype=torch.bool)
+        rows = stays[current[-1]] if current else torch.ones(1, dtype=torch.bool, device="cpu")
         if bool(rows.all()):
             return own(*args, **kwargs)
         hidden = hidden_argument(args, kwargs)

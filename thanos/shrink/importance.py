@@ -62,7 +62,7 @@ def remove_heads(
 
     Arguments as :func:`remove_channels`, ``fisher`` (units,).
     """
-    head_of = torch.arange(weight.shape[1], device=weight.device) // (weight.shape[1] // site.units)
+    head_of = torch.arange(weight.shape[1], dtype=torch.int64, device=weight.device) // (weight.shape[1] // site.units)
     group = site.group.to(weight.device)
     if goal.even:
         units, rounds = head_of, goal.removed // site.groups
@@ -71,24 +71,26 @@ def remove_heads(
         units, rounds = group[head_of], goal.removed // (site.units // site.groups)
         allowed = [list(range(site.groups))]
     if kind == "obs":
-        gone, _ = cheapest_groups(weight, upper, units, allowed, rounds)
+        removed, _ = cheapest_groups(weight, upper, units, allowed, rounds)
     else:
         if fisher is not None:
             score = (
                 fisher.to(weight.device)
                 if goal.even
-                else torch.zeros(site.groups).to(fisher).index_add_(0, site.group, fisher)
+                else torch.zeros(site.groups, dtype=fisher.dtype, device=fisher.device).index_add_(
+                    0, site.group, fisher
+                )
             )
         else:
             columns = column_scores(kind, weight, inputs)
             score = columns.new_zeros(int(units.max()) + 1).index_add_(0, units, columns)
-        gone = [index for some in allowed for index in sorted(some, key=lambda one: float(score[one]))[:rounds]]
-    columns = torch.isin(units, torch.tensor(gone, device=units.device)).nonzero()[:, 0]
+        removed = [index for some in allowed for index in sorted(some, key=lambda one: float(score[one]))[:rounds]]
+    columns = torch.isin(units, torch.tensor(removed, dtype=torch.int64, device=units.device)).nonzero()[:, 0]
     return without_columns(weight, upper, columns), _staying(site.units, head_of[columns].unique())
 
 
 def _staying(units: int, removed: Tensor) -> Tensor:
-    stay = torch.ones(units, dtype=torch.bool)
+    stay = torch.ones(units, dtype=torch.bool, device="cpu")
     stay[removed.cpu()] = False
     return stay
 

@@ -66,8 +66,8 @@ class Job:
         self._options = WalkOptions(Unstructured(0.0), passes=2, batch_size=batch_size, device=device)
         self.clock = Clock(work_device(self.decoder, self._options))
         self.depth = self._depth_goal()
-        walked = {axis.name for axis in pattern.axes} & {"channels", "heads", "kv-heads"}
-        self.sites = probe_sites(model, self.decoder, samples) if walked else []
+        widths = {axis.name for axis in pattern.axes} & {"channels", "heads", "kv-heads"}
+        self.sites = probe_sites(model, self.decoder, samples) if widths else []
         self.width = self._channel_goal()
         self.heads = self._head_goals()
 
@@ -97,7 +97,7 @@ class Job:
             )
         width = widths[0]
         kept = channels_to_keep(axis, width, self.options["multiple"])
-        first = torch.arange(width) < kept
+        first = torch.arange(width, dtype=torch.int64, device="cpu") < kept
         self._check(Shape(width=(width, kept)), {index: kept_slices(site, first) for index, site in enumerate(sites)})
         self.became.append(f"{axis}: {width} channels become {kept}, {1 - kept / width:.1%} fewer")
         return width, kept
@@ -114,7 +114,7 @@ class Job:
 
         def possible(heads: int, left: int) -> str | None:
             even = left == groups and groups < units
-            number = torch.arange(units)
+            number = torch.arange(units, dtype=torch.int64, device="cpu")
             stays = number % (units // groups) < heads // groups if even else sites[0].group < left
             kept = {index: kept_slices(site, stays) for index, site in enumerate(sites)}
             try:
@@ -192,13 +192,13 @@ class Job:
 
         return tell
 
-    def _drop_blocks(self, chain: Chain, gone: Sequence[int]) -> None:
-        staying = tuple(index for index in range(len(self.decoder.blocks)) if index not in gone)
+    def _drop_blocks(self, chain: Chain, removed: Sequence[int]) -> None:
+        staying = tuple(index for index in range(len(self.decoder.blocks)) if index not in removed)
         tensors = cut_tensors(self.model.state_dict(), self.prefix, staying, {})
         config = smaller_config(
             self.model, Shape(blocks=staying), {name: tensor.shape for name, tensor in tensors.items()}
         )
-        wanted = chain.logits(self.samples[:1, :PROBE], gone)
+        wanted = chain.logits(self.samples[:1, :PROBE], removed)
         self.model = rebuilt(self.model, config, tensors)
         check_same(wanted, self.model, self.samples)
         self.decoder = find_decoder(self.model)

@@ -167,8 +167,8 @@ class ShrinkPlan:
 
     def _remove_experts(self, axis: Axis, report: ModelReport | None) -> ModelReport:
         begin, before = time.perf_counter(), block_weights(self._model)
-        goal = expert_goal(self._model, axis, self._samples)  # blocks may have gone since it was first checked
-        self._model, gone = without_experts(self._model, goal, self._samples, self._importance)
+        goal = expert_goal(self._model, axis, self._samples)  # blocks may have been removed since it was first checked
+        self._model, removed = without_experts(self._model, goal, self._samples, self._importance)
         seconds = time.perf_counter() - begin
         report = report or _empty_report(self._importance)
         share = 1 - (1 - report.effective_sparsity) * block_weights(self._model) / before
@@ -176,7 +176,7 @@ class ShrinkPlan:
             report,
             nominal_sparsity=share,
             effective_sparsity=share,
-            options={**report.options, "importance": self._importance, "removed_experts": gone},
+            options={**report.options, "importance": self._importance, "removed_experts": removed},
             seconds={**report.seconds, "experts": seconds, "total": report.seconds["total"] + seconds},
         )
 

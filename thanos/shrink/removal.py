@@ -91,7 +91,7 @@ def cheapest_columns(weight: Tensor, upper: Tensor, count: int, metric: Tensor |
             alive[index] = open_[place] = False
             chosen.append(index)
         del bound
-    return torch.tensor(chosen, device=weight.device)
+    return torch.tensor(chosen, dtype=torch.int64, device=weight.device)
 
 
 def without_columns(weight: Tensor, upper: Tensor, removed: Tensor) -> Removal:
@@ -142,7 +142,7 @@ def cheapest_groups(
             half = torch.linalg.solve_triangular(factor, work[:, columns].T, upper=False)
             work.addmm_(half.T, step, alpha=-1)
             inverse.addmm_(step.T, step, alpha=-1)
-            inverse[columns, columns] = 1  # exactly gone: nothing reads them again
+            inverse[columns, columns] = 1  # removed: nothing reads them again
             work[:, columns] = 0
     return chosen, loss
 

@@ -67,7 +67,7 @@ class Site:
 
         A slice that serves a group stays while any of its heads does.
         """
-        groups = torch.zeros(self.groups, dtype=torch.bool)
+        groups = torch.zeros(self.groups, dtype=torch.bool, device="cpu")
         groups[self.group[units]] = True
         return torch.cat([units, groups])[cut.owner]
 
@@ -162,7 +162,7 @@ class _Trace:
         for name, gradient in self.gradients(value, cotangent, names).items():
             if gradient is None:
                 shape = self.outputs[name].shape[-1:] if name in self.outputs else self.others[name].shape
-                found[name] = torch.zeros(shape, dtype=torch.bool)
+                found[name] = torch.zeros(shape, dtype=torch.bool, device="cpu")
             else:
                 used = gradient != 0
                 found[name] = (used.flatten(0, -2).any(0) if name in self.outputs else used).cpu()
@@ -208,8 +208,12 @@ def _tracing(block: nn.Module, layers: dict[str, nn.Module]) -> Iterator[_Trace]
         yield trace
 
 
+def _numbers(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int64, device="cpu")
+
+
 def _random(like: Tensor) -> Tensor:
-    return torch.randn(like.shape).to(like)
+    return torch.randn(like.shape, dtype=torch.float32, device="cpu").to(like)
 
 
 def _antithetic(like: Tensor) -> Tensor:
@@ -229,7 +233,7 @@ def _channel_site(trace: _Trace, name: str) -> Site:
     """Number the channels in binary: for each digit, differentiate those that have it and those that have not."""
     inputs = trace.inputs[name]
     width, sources = inputs.shape[-1], _sources(trace, inputs)
-    cotangent, numbers = _random(inputs), torch.arange(width, device=inputs.device)
+    cotangent, numbers = _random(inputs), torch.arange(width, dtype=torch.int64, device=inputs.device)
     owner: dict[str, Tensor] = {}
     shared: dict[str, bool] = {}
     for digit in range(max(1, (width - 1).bit_length())):
@@ -245,13 +249,13 @@ def _channel_site(trace: _Trace, name: str) -> Site:
             shared[source] = shared.get(source, False) or bool(both.any())
             code = ones[source].long() << digit
             owner[source] = owner[source] + code if source in owner else code
-    cuts = [Cut(*trace.reads(name), torch.arange(width))]
+    cuts = [Cut(*trace.reads(name), _numbers(width))]
     for source in sources:
         if source in trace.outputs:
             cuts += [Cut(*place, owner[source]) for place in trace.slices(source)]
         elif not shared[source]:
             cuts.append(_parameter_cut(source, owner[source], width, name))
-    return Site(name, "channels", width, torch.arange(width), tuple(cuts))
+    return Site(name, "channels", width, _numbers(width), tuple(cuts))
 
 
 def _parameter_cut(source: str, owner: Tensor, width: int, name: str) -> Cut:
@@ -278,7 +282,7 @@ def _head_site(trace: _Trace, name: str, heads: int | None) -> Site:
             uses[source].append(rows)
     serves = {source: torch.stack(rows, -1) for source, rows in uses.items()}  # (rows, heads), (*shape, heads)
     group = _groups(torch.cat([rows for source, rows in serves.items() if source in trace.outputs]), heads)
-    cuts = [Cut(*trace.reads(name), torch.arange(width) // size)]
+    cuts = [Cut(*trace.reads(name), _numbers(width) // size)]
     for source in sources:
         places = trace.slices(source) if source in trace.outputs else ()
         rows = serves[source]
@@ -287,7 +291,7 @@ def _head_site(trace: _Trace, name: str, heads: int | None) -> Site:
                 continue  # shared by all heads
             axis = next((axis for axis in range(rows.dim() - 1) if _constant(rows, axis)), None)
             if axis is None:
-                raise _Unfit(f"{source}, which lies in front of it, cannot be told apart by heads")
+                raise _Unfit(f"{source}, which lies in front of it, cannot be split by heads")
             rows, places = _first(rows, axis), ((source, axis),)
         cuts += [_head_cut(place, rows, group) for place in places]
     return Site(name, "heads", heads, group, tuple(cuts))
@@ -315,7 +319,7 @@ def _groups(rows: Tensor, heads: int) -> Tensor:
     if bool((single == 0).any()) or bool((single != single[0]).any()):
         raise _Unfit("its heads are not independent: a norm or a projection runs across them")
     if not len(wide):
-        return torch.arange(heads)
+        return _numbers(heads)
     sets, tally = wide.unique(dim=0, return_counts=True)
     sizes = sets.sum(1)
     if bool((sets.sum(0) != 1).any()) or len(sizes.unique()) > 1 or len(tally.unique()) > 1:

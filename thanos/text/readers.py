@@ -40,7 +40,7 @@ def check_source(source: str | Path) -> None:
     """Refuse a source that is neither a known name, nor a file of a known kind, nor a directory, without reading it.
 
     Raises:
-        ValueError: so it is.
+        ValueError: the source is none of these.
     """
     path = Path(source)
     if str(source) in NAMES:

@@ -122,13 +122,13 @@ def _check_device(device: str | torch.device | None) -> None:
     if device.type == "meta":
         raise ValueError("the meta device holds no weights; choose another device")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.uint8, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {device} cannot be used here: {first_line(error)}") from None
 
 
 def check_model(model: nn.Module, options: WalkOptions) -> None:
-    """Refuse what can be told from the modules and their shapes; the model may lie on the meta device.
+    """Refuse what shows in the modules and their shapes; the model may lie on the meta device.
 
     Args:
         model: in evaluation mode.
@@ -162,7 +162,7 @@ def check_samples(model: nn.Module, samples: Any) -> Tensor:
     """The token ids (N, S) on the CPU, refused where the model does not take them."""
     if not isinstance(samples, Tensor):
         try:
-            samples = torch.tensor(samples, device="cpu")
+            samples = torch.tensor(samples, dtype=None, device="cpu")  # the samples' own, checked below
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f"samples must be an (N, S) tensor of token ids or lists of one length, not {type(samples).__name__}"

@@ -64,7 +64,9 @@ def read_batch(path: Path, layout: Layout, batch: int) -> Tensor:
     except FileNotFoundError:
         read = -1
     if read != len(content):
-        raise ValueError(f"the hidden states in {path} are {'gone' if read < 0 else 'truncated'}; begin the run anew")
+        raise ValueError(
+            f"the hidden states in {path} are {'missing' if read < 0 else 'truncated'}; begin the run anew"
+        )
     return content.view(layout.dtype).view(shape)
 
 

@@ -38,7 +38,7 @@ def layouts(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Iter
 
 
 def block(width: int) -> Tensor:
-    """The first columns of a layer of more than 2 GiB, which AMD's compiler is told."""
+    """The first columns of a layer of more than 2 GiB, which AMD's compiler is given."""
     rows, columns = LAYERS[-1]
     return empty(rows, max(width, columns))[:, :width]
 

@@ -2,7 +2,7 @@
 
 A stand-in takes the place of Triton's driver: it names a chip, and its stopwatch runs what the autotuner wants timed
 once. The JIT binds a launch's arguments as on that chip (the value 1 becomes a constant, multiples of 16 are marked)
-and asks before it compiles; here it is told not to, and what it would have compiled is kept. Nothing runs, so tensors
+and asks before it compiles; here the answer is no, and what it would have compiled is kept. Nothing runs, so tensors
 on the meta device do, of any size.
 """
 
@@ -34,7 +34,7 @@ class StandIn:
 
     Attributes:
         device: the index of the current device. Triton keeps what it compiled by device, so the name of the chip is
-            part of what it is told.
+            part of what it is given.
     """
 
     def __init__(self, chip: str) -> None:

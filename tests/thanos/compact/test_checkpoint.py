@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from thanos.compact import BitmaskLinear, ColumnPrunedLinear, FormatError, Spars
 from thanos.compact import checkpoint as compact
 
 transformers = pytest.importorskip("transformers")
+ROOT = Path(__file__).parents[3]
 
 
 def keep_24(weight: torch.Tensor) -> torch.Tensor:
@@ -283,8 +286,8 @@ def test_directories_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None
 
 
 def test_commands(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    from thanos.pack import main as pack_main
-    from thanos.unpack import main as unpack_main
+    from thanos.commands.pack import main as pack_main
+    from thanos.commands.unpack import main as unpack_main
 
     run = CliRunner().invoke
     result = run(pack_main, [str(folders[0]), "--output", str(tmp_path / "again")])
@@ -296,3 +299,22 @@ def test_commands(folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert run(unpack_main, [str(tmp_path / "again"), "--output", str(tmp_path / "restored")]).exit_code == 0
     assert same_files(folders[0], tmp_path / "restored")
     assert run(unpack_main, [str(folders[0]), "--output", str(tmp_path / "x")]).exit_code != 0
+
+
+@pytest.mark.parametrize("name", ["pack", "unpack"])
+@pytest.mark.parametrize("order", ["import {0}.{1}; first = thanos.{1}", "first = thanos.{1}; import {0}.{1}"])
+def test_the_function_stays_a_function_beside_its_command(order: str, name: str) -> None:
+    lines = [
+        "import thanos, types, thanos.compact",
+        order.format("thanos", name),
+        f"assert first is thanos.{name} is thanos.compact.{name}",
+        f"assert type(thanos.{name}) is types.FunctionType",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["pack", "unpack"])
+def test_the_command_runs_as_a_module(name: str) -> None:
+    command = [sys.executable, "-W", "error", "-m", f"thanos.{name}", "--help"]
+    shown = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert f"python -m thanos.{name}" in shown.stdout

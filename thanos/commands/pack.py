@@ -1,0 +1,28 @@
+"""``python -m thanos.pack PRUNED_DIR --output DIR``: write a pruned checkpoint in its compact form (docs/format.md).
+
+The layer types are chosen from the weights themselves. As a function, ``thanos.pack(source, output)`` does the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from thanos.commands.cli import Command
+from thanos.compact import pack
+
+
+@click.command(name="python -m thanos.pack", cls=Command)
+@click.argument("pruned", type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the output directory if it holds a model.")
+def main(pruned: Path, output: Path, overwrite: bool) -> None:
+    """Write the checkpoint in the directory PRUNED in its compact form."""
+    packed = pack(pruned, output, overwrite=overwrite)
+    counts = Counter(packed.kinds.values())
+    summary = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no linear layers"
+    share = packed.compact_bytes / packed.dense_bytes if packed.dense_bytes else 1.0
+    click.echo(f"{summary}: {packed.dense_bytes} bytes of linear layers became {packed.compact_bytes} ({share:.3f})")
+    click.echo(f"Written to {output}; load it with thanos.load({str(output)!r}).")
