@@ -63,6 +63,8 @@ class ModelReport:
         seconds: of the walk: forward, hessian, prune, other, total.
         calibration: where the samples came from (see :class:`thanos.text.samples.Samples`).
         perplexity: by name (``dense``, ``pruned``), with the text and the sequence length, if evaluated.
+        command: what a person ran, if it was a command.
+        size: ``parameters`` and ``bytes`` of the saved weights, each ``before`` and ``after``, if it was saved.
     """
 
     method: str
@@ -77,6 +79,8 @@ class ModelReport:
     seconds: dict[str, float]
     calibration: dict[str, Any] = field(default_factory=dict)
     perplexity: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    size: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the versions that made them."""
