@@ -21,18 +21,17 @@ struct Linear {
     int threads;
 };
 
-// The inputs as Lanes wants them: aligned, each token padded with zeros to whole words.
-template <class Value>
+// The inputs as Lanes wants them: aligned, each token padded with zeros to whole words, column j at place(j).
+template <class Activation>
 class Activations {
 public:
-    using Activation = typename Lanes<Value>::Activation;
-
-    Activations(const Value* inputs, int64_t tokens, int64_t columns)
+    template <class Value, class Place>
+    Activations(const Value* inputs, int64_t tokens, int64_t columns, Place place)
         : stride((columns + kWord - 1) / kWord * kWord), memory_(tokens * stride * sizeof(Activation)) {
         for (int64_t token = 0; token < tokens; ++token) {
             Activation* row = data() + token * stride;
-            for (int64_t i = 0; i < columns; ++i) convert(inputs[token * columns + i], row + i);
-            std::memset(row + columns, 0, (stride - columns) * sizeof(Activation));
+            std::memset(row + columns / kWord * kWord, 0, (stride - columns / kWord * kWord) * sizeof(Activation));
+            for (int64_t i = 0; i < columns; ++i) convert(inputs[token * columns + i], row + place(i));
         }
     }
     Activation* data() const { return reinterpret_cast<Activation*>(memory_.data()); }
@@ -40,9 +39,9 @@ public:
     const int64_t stride;
 
 private:
-    static void convert(Value value, Value* out) { *out = value; }
-    template <class Other>
-    static void convert(Value value, Other* out) { *out = to_float(value); }
+    static void convert(Activation value, Activation* out) { *out = value; }
+    template <class Value>
+    static void convert(Value value, float* out) { *out = to_float(value); }
 
     Workspace memory_;
 };
@@ -73,8 +72,10 @@ void multiply(const Rows& weights, const Activation* inputs, int64_t stride, con
 }
 
 template <class Value, class Rows>
-void linear(const Rows& weights, const Linear& call) {
-    Activations<Value> inputs(static_cast<const Value*>(call.inputs), call.tokens, weights.columns);
+void expand(const Rows& weights, const Linear& call) {
+    using Activation = typename Lanes<Value>::Activation;
+    Activations<Activation> inputs(static_cast<const Value*>(call.inputs), call.tokens, weights.columns,
+                                   Lanes<Value>::place);
     auto bias = static_cast<const Value*>(call.bias);
     auto outputs = static_cast<Value*>(call.outputs);
     int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, weights.bytes_per_row()));
@@ -97,6 +98,39 @@ void linear(const Rows& weights, const Linear& call) {
     });
 }
 
+// Few enough tokens that the activations are picked, not the weights expanded.
+template <class Value, class Rows>
+void pick(const Rows& weights, const Linear& call) {
+    Activations<float> inputs(static_cast<const Value*>(call.inputs), call.tokens, weights.columns, Rows::place);
+    auto bias = static_cast<const Value*>(call.bias);
+    auto outputs = static_cast<Value*>(call.outputs);
+    int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, weights.bytes_per_row()));
+    parallel_for(call.threads, weights.rows, grain, [&](int64_t begin, int64_t end, int) {
+        constexpr int kTogether = Rows::kTogether;
+        auto run = [&](auto together, int64_t row, int64_t token) {
+            float totals[decltype(together)::value];
+            weights.template dot<decltype(together)::value>(row, inputs.data() + token * inputs.stride, totals);
+            for (float total : totals) {
+                int64_t target = call.targets ? call.targets[row++] : row++;
+                from_float(total + (bias ? to_float(bias[target]) : 0.0f), outputs + token * call.stride + target);
+            }
+        };
+        for (int64_t token = 0; token < call.tokens; ++token) {
+            int64_t row = begin;
+            if constexpr (kTogether > 1)
+                for (; row + kTogether <= end; row += kTogether) run(std::integral_constant<int, kTogether>(), row, token);
+            for (; row < end; ++row) run(std::integral_constant<int, 1>(), row, token);
+        }
+    });
+}
+
+template <class Value, class Rows>
+void linear(const Rows& weights, const Linear& call) {
+    if constexpr (Rows::kPicks > 0)
+        if (call.tokens <= Rows::kPicks) return pick<Value>(weights, call);
+    if constexpr (Rows::kPicks < INT64_MAX) expand<Value>(weights, call);
+}
+
 // Calls run(Value()) with the kind of 4-byte or 2-byte float.
 template <class Run>
 void by_size(int item_size, Run&& run) {
@@ -108,13 +142,14 @@ void by_size(int item_size, Run&& run) {
 
 template <class Value, class Rows>
 void decode(const Rows& weights, int64_t first, int64_t count, Value* out, int threads) {
-    using Vectors = typename Rows::Vectors;
     expect_writes(out, count * weights.columns * static_cast<int64_t>(sizeof(Value)));
     int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, weights.bytes_per_row()));
     parallel_for(threads, count, grain, [&](int64_t begin, int64_t end, int) {
         for (int64_t row = begin; row < end; ++row) {
             Value* to = out + row * weights.columns;
+#if defined(__AVX2__)
             weights.walk(first + row, [&](int, int64_t column, const auto& vector) {
+                using Vectors = typename Rows::Vectors;
                 if (column + Vectors::kWidth <= weights.columns) {
                     Vectors::store(to + column, vector);
                 } else if (column < weights.columns) {
@@ -123,6 +158,10 @@ void decode(const Rows& weights, int64_t first, int64_t count, Value* out, int t
                     std::memcpy(to + column, rest, (weights.columns - column) * sizeof(Value));
                 }
             });
+#else
+            std::memset(to, 0, weights.columns * sizeof(Value));
+            weights.each(first + row, [&](int64_t column, Value value) { to[column] = value; });
+#endif
         }
     });
 }

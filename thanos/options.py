@@ -24,6 +24,9 @@ REFINEMENTS = ("none", "refit", "admm")
 METRICS = ("wanda", "obs", "magnitude")
 """What Thanos may choose its mask by: |w| * norm of the input, the optimal brain surgeon's w^2 / [H^-1]_jj, or |w|."""
 
+TARGETS = ("own", "corrected")
+"""What a layer is pruned towards: its own weight, or one corrected for what pruning did to its input."""
+
 EXPERTS = ("routed", "all")
 """The calibration tokens that each expert of a mixture is pruned on."""
 
@@ -126,6 +129,12 @@ class WalkOptions(Options):
         experts: ``routed`` prunes each expert on the tokens routed to it, blended with those of all experts where they
             are few; ``all`` on all tokens.
         device: where blocks are worked on, one at a time; None leaves each where it is.
+        targets: ``own`` prunes each layer's weight W; ``corrected`` prunes ``W + correction W D inverse(Hd)``, D what
+            the drift of its input from the dense model's correlates with the input (docs/method.md, section 10). It
+            runs the dense model beside the pruned one: one more forward, and its hidden states in memory.
+        correction: the share of the drift that is corrected, from 0 to 1.
+        reconstruct: epochs over the samples in which the kept weights of each block, its norm gains and its biases are
+            trained to give the dense model's output of the block; 0 leaves the block as it was pruned.
     """
 
     exclude: str | None = None
@@ -134,6 +143,9 @@ class WalkOptions(Options):
     memory_limit: int | None = None
     experts: str = "routed"
     device: str | torch.device | None = None
+    targets: str = "own"
+    correction: float = 0.5
+    reconstruct: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,6 +155,11 @@ class WalkOptions(Options):
         _whole("batch size", self.batch_size)
         _whole("memory limit", self.memory_limit)
         _choice("experts", self.experts, EXPERTS)
+        _choice("targets", self.targets, TARGETS)
+        if not 0 <= real_number("correction", self.correction) <= 1:
+            raise ValueError(f"correction must be from 0 to 1, not {self.correction}")
+        if self.reconstruct != 0 or isinstance(self.reconstruct, bool):
+            _whole("reconstruct", self.reconstruct)
         if self.exclude is not None and not isinstance(self.exclude, str):
             raise TypeError(f"exclude must be a regular expression, not {type(self.exclude).__name__}")
         try:
@@ -153,6 +170,11 @@ class WalkOptions(Options):
             torch.device(self.device or "cpu")
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.device!r} is no device: {first_line(error)}") from None
+
+    @property
+    def beside(self) -> bool:
+        """Whether the dense model runs beside the pruned one."""
+        return self.reconstruct > 0 or (self.targets == "corrected" and self.correction > 0)
 
     def arguments(self) -> dict[str, Any]:
         """All options by name, as :func:`thanos.prune_model` takes them."""

@@ -30,7 +30,7 @@ from thanos.commands.cli import (
 from thanos.commands.hub import check_hub, hub_option, push
 from thanos.commands.quiet import silence_libraries
 from thanos.commands.runs import Given, SmallerModel, make_smaller, prune_weights
-from thanos.options import EXPERTS, METHODS, METRICS, REFINEMENTS, WalkOptions
+from thanos.options import EXPERTS, METHODS, METRICS, REFINEMENTS, TARGETS, WalkOptions
 from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos_kernels import BACKENDS
 
@@ -38,6 +38,9 @@ _OF_WEIGHTS = (
     "method",
     "metric",
     "refine",
+    "targets",
+    "correction",
+    "reconstruct",
     "block_size",
     "outlier_fraction",
     "passes",
@@ -111,6 +114,26 @@ def _default(name: str) -> Any:
     default=_default("refine"),
     type=click.Choice(REFINEMENTS),
     help="After the method: solve for the kept weights once more, or search for a better mask as well.",
+)
+@click.option(
+    "--targets",
+    default=_default("targets"),
+    type=click.Choice(TARGETS),
+    help="Prune each layer's own weight, or one corrected for what pruning did to its input; that runs the dense model "
+    "beside the pruned one.",
+)
+@click.option(
+    "--correction",
+    default=_default("correction"),
+    type=click.FloatRange(0, 1),
+    help="How much of the drift corrected targets take back.",
+)
+@click.option(
+    "--reconstruct",
+    default=_default("reconstruct"),
+    type=click.IntRange(min=0),
+    metavar="EPOCHS",
+    help="Train the kept weights of each block to give the dense model's output of the block; 0 does not.",
 )
 @click.option("--block-size", type=click.IntRange(min=1), help="Columns per block.  [default: 128; 512 for n:m]")
 @click.option(

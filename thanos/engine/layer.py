@@ -111,7 +111,13 @@ def factor_for(hessian: Tensor | Factor, dtype: torch.dtype, options: Options) -
 
 @plain_arithmetic
 def prune_layer(
-    weight: Tensor, factor: Factor, options: Options, timed: StepTimer, *, energy: bool = False
+    weight: Tensor,
+    factor: Factor,
+    options: Options,
+    timed: StepTimer,
+    *,
+    energy: bool = False,
+    target: Tensor | None = None,
 ) -> PrunedWeight:
     """Prune one layer, with more damping of its own for as long as a system or factorisation fails.
 
@@ -120,12 +126,14 @@ def prune_layer(
         factor: from :func:`factor_for`, in the working dtype.
         timed: adds up the seconds per step.
         energy: whether to take ``tr(W H W.T)`` too.
+        target: (c, b), what is pruned in the place of the weight, such as the corrected one; losses and energy are then
+            of it. In the working dtype; the result has the dtype of ``weight``.
 
     Raises:
         HessianNotFiniteError, ValueError: the Hessian, or the weight, holds NaN or infinity.
         torch.linalg.LinAlgError: as :func:`prune_weight`.
     """
-    original = weight.detach().to(factor.hessian.dtype)
+    original = (weight if target is None else target).detach().to(factor.hessian.dtype)
     are_finite = finite(original), finite(factor.hessian)
     if immediate(original):
         _refuse_not_finite(*read(*are_finite))

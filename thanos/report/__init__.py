@@ -1,6 +1,6 @@
 """What a run did: its record, and how it is shown."""
 
 from thanos.report.machine import machine, versions
-from thanos.report.record import FILE_NAME, LayerReport, ModelReport, json_numbers
+from thanos.report.record import FILE_NAME, BlockReport, LayerReport, ModelReport, json_numbers
 
-__all__ = ["FILE_NAME", "LayerReport", "ModelReport", "json_numbers", "machine", "versions"]
+__all__ = ["FILE_NAME", "BlockReport", "LayerReport", "ModelReport", "json_numbers", "machine", "versions"]

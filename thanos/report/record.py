@@ -30,6 +30,8 @@ class LayerReport:
         tokens: calibration tokens its Hessian was taken from; those routed to it, for an expert.
         pool_share: for an expert, the share that the tokens of all experts beside it have in its Hessian; 1 where no
             token reached it.
+        own_target: where corrected targets were asked for, why this layer was pruned towards its own weight; None
+            where it was not. Losses are to the target, and relative to the target's output.
         seconds: time per step: hessian, factor, select, solve, update, loss.
     """
 
@@ -44,6 +46,33 @@ class LayerReport:
     tokens: int
     seconds: dict[str, float]
     pool_share: float = 0.0
+    own_target: str | None = None
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block's reconstruction.
+
+    Attributes:
+        block: its number, in the order in which blocks run.
+        before, after: ``mean |y - y'|^2 / mean |y'|^2`` of the samples held out, y' the dense model's output.
+        epochs: that were run.
+        best: the epoch whose weights were kept; 0 is the start.
+        learning_rate: relative to the root mean square of each parameter.
+        note: why the start was kept, where something went wrong.
+        parameters: the full names of those that were changed.
+        seconds: what it took.
+    """
+
+    block: int
+    before: float
+    after: float
+    epochs: int
+    best: int
+    learning_rate: float
+    note: str | None
+    parameters: tuple[str, ...]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +94,7 @@ class ModelReport:
         perplexity: by name (``dense``, ``pruned``), with the text and the sequence length, if evaluated.
         command: what a person ran, if it was a command.
         size: ``parameters`` and ``bytes`` of the saved weights, each ``before`` and ``after``, if it was saved.
+        blocks: the reconstructions of the blocks, where asked for. Layers' losses are those before it.
     """
 
     method: str
@@ -81,6 +111,7 @@ class ModelReport:
     perplexity: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     size: dict[str, Any] = field(default_factory=dict)
+    blocks: list[BlockReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the versions that made them."""

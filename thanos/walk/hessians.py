@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import thanos_kernels as kernels
+from thanos.engine.targets import accumulate_drift
 from thanos.engine.timing import StepTimer
 from thanos.walk.decoder import Layer
+from thanos.walk.dense import DenseInputs
 from thanos.walk.experts import run
 
 
@@ -24,18 +26,23 @@ class InputHessian:
         hessian: (b, b), float32, or float64 for float64 inputs; None before the first token.
         tokens: how many it was taken from.
         calls: how many tensors.
+        drift: (b, b), ``mean((x' - x) x.T)``, x' the same tokens' inputs in the dense model; None where unknown.
     """
 
     def __init__(self, first: str) -> None:
         self.first = first
+        self.drift: Tensor | None = None
         self.hessian: Tensor | None = None
         self.tokens = 0
         self.calls = 0
         self._mass = 0.0  # the sum of the tokens' weights, one each where none are given
         self._timed: StepTimer | None = None
 
-    def add(self, inputs: Tensor, backend: str, scale: Tensor | None = None) -> None:
-        """Take in ``inputs`` (..., b), in any floating dtype; with ``scale`` g (n,), ``sum(g^2 x x.T) / sum(g^2)``."""
+    def add(self, inputs: Tensor, backend: str, scale: Tensor | None = None, dense: Tensor | None = None) -> None:
+        """Take in ``inputs`` (..., b), in any floating dtype; with ``scale`` g (n,), ``sum(g^2 x x.T) / sum(g^2)``.
+
+        ``dense`` are the same tokens' inputs in the dense model, without a scale; a part without them ends the drift.
+        """
         inputs = inputs.detach().flatten(0, -2)
         mass = float(len(inputs))
         if scale is not None:
@@ -55,6 +62,12 @@ class InputHessian:
         self._mass += mass
         with self._timed("hessian"):
             kernels.accumulate_hessian(self.hessian, inputs, mass / self._mass, backend=backend)
+            if dense is None or (self.drift is None and self.calls > 1):
+                self.drift = None
+            else:
+                if self.drift is None:
+                    self.drift = torch.empty_like(self.hessian)
+                accumulate_drift(self.drift, dense.flatten(0, -2), inputs, mass / self._mass)
 
     def merge(self, other: InputHessian) -> None:
         """Take in what ``other`` saw of the same input, such as the tokens of another process."""
@@ -63,7 +76,12 @@ class InputHessian:
         self._mass += other._mass
         if self.hessian is None:
             self.hessian, self._timed = other.hessian.clone(), StepTimer(other.hessian.device)
+            self.drift = None if other.drift is None else other.drift.clone()
         else:
+            if self.drift is None or other.drift is None:
+                self.drift = None
+            else:
+                self.drift.lerp_(other.drift, other._mass / self._mass)
             self.hessian.lerp_(other.hessian, other._mass / self._mass)
         self.tokens += other.tokens
         self.calls += other.calls
@@ -92,10 +110,12 @@ class Collector:
     Args:
         backend: of the operations.
         everything: whether each expert is shown all tokens, not only those routed to it.
+        caught: the inputs of the dense model, from which the drift is taken.
     """
 
-    def __init__(self, backend: str, everything: bool = False) -> None:
+    def __init__(self, backend: str, everything: bool = False, caught: DenseInputs | None = None) -> None:
         self.backend = backend
+        self._caught = caught
         self._everything = everything
         self._of_layer: dict[str, InputHessian] = {}
         self._of_input = WeakTensorKeyDictionary()
@@ -173,7 +193,8 @@ class Collector:
             self._of_layer[layer.name] = known  # until now both have seen the same
         elif own is None or own is not known:
             own = self._of_layer.setdefault(layer.name, InputHessian(layer.name))
-            own.add(inputs, self.backend, scale)
+            dense = self._caught.take(layer, inputs) if self._caught is not None else None
+            own.add(inputs, self.backend, scale, dense)
             self._of_input[inputs] = inputs._version, own
 
 

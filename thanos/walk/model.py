@@ -18,7 +18,7 @@ from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
 from thanos.walk.finite import check_finite
 from thanos.walk.memory import freed_memory_kept
-from thanos.walk.plan import make_plan, work_device
+from thanos.walk.plan import copied, make_plan, work_device
 from thanos.walk.replay import NoChainError, watch_blocks
 from thanos.walk.resume import Keeper
 from thanos.walk.store import Stores, in_memory
@@ -52,7 +52,8 @@ def prune_model(
         keeper: writes down each block that is done, and goes on with a walk that was written down.
         stores: where blocks come from that are not in memory, with a ``keeper``; see :mod:`thanos.walk.store`.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
-            damping, metric, backend, exclude, passes, batch_size, memory_limit, experts, device.
+            damping, metric, refine, backend, exclude, passes, batch_size, memory_limit, experts, device, targets,
+            correction, reconstruct.
 
     Raises:
         ValueError, TypeError: the model is of an unsupported kind, an option does not fit it (all layers are checked
@@ -76,7 +77,7 @@ def prune_model(
             clock = Clock(work_device(decoder, chosen))
             if keeper is None:
                 plan, hidden = make_plan(model, decoder, samples, chosen, clock, None, stores)
-                state = State(hidden)
+                state = State(hidden, dense=copied(hidden) if chosen.beside else None)
             else:
                 plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores)
             walk = Walk(plan, chosen, frozenset(layers), clock, progress, keeper.patch if keeper is not None else None)
@@ -93,7 +94,8 @@ def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
     """Names of the parameters that a run changed."""
     pruned = {layer.name for layer in report.layers}
     layers = (layer for block in find_decoder(model).layers for layer in block)
-    return {layer.parameter_name for layer in layers if layer.name in pruned}
+    names = {layer.parameter_name for layer in layers if layer.name in pruned}
+    return names.union(*(block.parameters for block in report.blocks))
 
 
 def _check_device(device: str | torch.device | None) -> None:
@@ -208,5 +210,6 @@ def _record(walk: Walk, state: State, decoder: Decoder, stores: Stores) -> Model
             if layer.name in walk.chosen and layer.name not in state.reports
         },
         passes=plan.passes,
+        blocks=state.blocks,
         seconds={part: seconds + state.seconds.get(part, 0.0) for part, seconds in walk.clock.stop().items()},
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder
 from thanos.walk.memory import available_memory, bytes_per_sample
 from thanos.walk.replay import Call, Capture
-from thanos.walk.spool import Hidden, Layout, SpooledHidden
+from thanos.walk.spool import DENSE, Hidden, Layout, SpooledHidden
 from thanos.walk.store import BlockStore, Stores, in_memory
 
 _BATCH_TOKENS = 4096  # in a batch of the two-pass walk
+_STEP_TOKENS = 1024  # that a block is trained on at once
 _MEMORY_SHARE = 0.5  # of what is free goes to activations
 
 
@@ -34,6 +36,9 @@ class Plan:
         memory_limit: bytes for activations, and for the Hessians of experts.
         bypassed: the names of layers whose weight is used without calling them.
         batch_size: samples in a batch, but for the last one.
+        dense_calls: where the dense model runs beside the pruned one, how each of its blocks is called, for each batch.
+        steps: where blocks are reconstructed, the parts that they are trained on.
+        vectors: of each block, the full names of the vectors that are trained with it.
     """
 
     store: BlockStore
@@ -44,6 +49,24 @@ class Plan:
     memory_limit: int
     bypassed: frozenset[str] = frozenset()
     batch_size: int = 1
+    dense_calls: list[list[Call]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    vectors: list[list[str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A few samples on which a block is trained at once.
+
+    Attributes:
+        batch: of the walk, that they belong to.
+        part: their place in it.
+        calls: how each block is called on them.
+    """
+
+    batch: int
+    part: slice
+    calls: list[Call]
 
 
 def make_plan(
@@ -62,7 +85,8 @@ def make_plan(
         stores: makes the store of some blocks, and of the device that the embeddings are on.
 
     Returns:
-        The plan, and the hidden states (n, S, d) of each batch in front of the first block.
+        The plan, and the hidden states (n, S, d) of each batch in front of the first block. Where the dense model runs
+        beside the pruned one, its own are :func:`copied` from them.
     """
     home = model.get_input_embeddings().weight.device  # type: ignore[operator]
     capture = Capture(model, decoder, samples, stores(decoder.blocks, home).running)
@@ -74,6 +98,8 @@ def make_plan(
     passes, size = options.passes, options.batch_size
     if passes is None:
         each = _bytes_per_sample(capture, store, samples[:1], device)
+        if options.beside:
+            each *= 2  # the other stream's hidden states, and what its layers are given
         passes = 1 if each * len(samples) <= limit else 2
         size = size or max(1, min(_BATCH_TOKENS // samples.shape[1], limit // each))
     size = len(samples) if passes == 1 else size or max(1, _BATCH_TOKENS // samples.shape[1])
@@ -87,8 +113,36 @@ def make_plan(
                 hidden = SpooledHidden(spool_folder, Layout(first.dtype, shapes), device)
             hidden.append(first.to(device).contiguous())
             calls.append(recorded)
+        dense_calls = [capture(part)[1] for part in samples.split(size)] if options.beside else []
+        steps = _steps(capture, samples, size) if options.reconstruct else []
     bypassed = frozenset(capture.bypassed)
-    return Plan(store, capture.decoder, calls, passes, device, limit, bypassed, size), hidden
+    vectors = vectors_of(model, capture.decoder.blocks) if options.reconstruct else []
+    plan = Plan(store, capture.decoder, calls, passes, device, limit, bypassed, size, dense_calls, steps, vectors)
+    return plan, hidden
+
+
+def copied(hidden: Hidden) -> Hidden:
+    """The hidden states in front of the first block once more, for the stream of the dense model.
+
+    In memory both streams may share them: a batch is replaced, never written into.
+    """
+    if isinstance(hidden, list):
+        return list(hidden)
+    copy = SpooledHidden(hidden.folder, hidden.layout, hidden.device, stream=DENSE)
+    for batch in hidden:
+        copy.append(batch)
+    return copy
+
+
+def _steps(capture: Capture, samples: Tensor, size: int) -> list[Step]:
+    """The parts of each batch of ``size`` samples, about :data:`_STEP_TOKENS` tokens each."""
+    each = max(1, min(_STEP_TOKENS // samples.shape[1], len(samples) // 8))
+    found = []
+    for batch, whole in enumerate(samples.split(size)):
+        for start in range(0, len(whole), each):
+            part = slice(start, min(start + each, len(whole)))
+            found.append(Step(batch, part, capture(whole[part])[1]))
+    return found
 
 
 def work_device(decoder: Decoder, options: WalkOptions) -> torch.device:
@@ -109,3 +163,18 @@ def _bytes_per_sample(capture: Capture, store: BlockStore, sample: Tensor, devic
             needs[kind] = bytes_per_sample(store.load(index, device), call, hidden.to(device))
             store.store(index)
     return max(needs.values())
+
+
+def vectors_of(model: nn.Module, blocks: Sequence[nn.Module]) -> list[list[str]]:
+    """Of each block, the full names of its norm gains, biases and other vectors that nothing else in the model uses."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [
+        [
+            names[id(one)][0]
+            for one in block.parameters()
+            if len(names[id(one)]) == 1 and one.dim() == 1 and len(one) > 1 and one.is_floating_point()
+        ]
+        for block in blocks
+    ]

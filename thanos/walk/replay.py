@@ -33,7 +33,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
+    def __call__(self, block: Callable[..., Any], hidden: Tensor) -> Tensor:
         """The block's output hidden states for ``hidden`` (batch, length, width), on the device of ``hidden``."""
 
         def place(value: Any) -> Any:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from thanos.checkpoint import Partial, Patches, room_for, sync_tree
 from thanos.checkpoint.partial import PREPARING, WALKING
 from thanos.options import WalkOptions
-from thanos.report import LayerReport
+from thanos.report import BlockReport, LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer
-from thanos.walk.plan import Plan, make_plan
-from thanos.walk.spool import SpooledHidden, read_hidden, write_hidden
+from thanos.walk.plan import Plan, copied, make_plan
+from thanos.walk.spool import DENSE, PRUNED, SpooledHidden, read_hidden, write_hidden
 from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State
 
@@ -76,15 +76,18 @@ class Keeper:
             plan, hidden = make_plan(model, decoder, samples, options, clock, partial.folder, stores)
             if partial.phase == PREPARING:
                 partial.empty()
-                self._prepare(sorted({layer.parameter_name for layer in layers}), partial.model)
+                names = {layer.parameter_name for layer in layers}
+                if options.reconstruct:
+                    names.update(*plan.vectors)
+                self._prepare(sorted(names), partial.model)
                 sync_tree(partial.model)
                 settled = {name: getattr(plan, name) for name in _SETTLED}
                 partial.save(phase=WALKING, block=0, settled=settled, notes=self.notes)
         self._patches = Patches(model, partial.model)
         if not partial.state["block"]:
-            return plan, State(hidden)
+            return plan, State(hidden, dense=copied(hidden) if options.beside else None)
         state = self._found(plan, model, layers)
-        self._forget_others(partial.state["spool"])
+        self._forget_others(partial.state["spool"], partial.state.get("dense"))
         return plan, state
 
     def patch(self, names: set[str]) -> None:
@@ -95,21 +98,25 @@ class Keeper:
 
     def keep(self, state: State, blocks: int, clock: Clock) -> None:
         """Write down that those before ``state.block`` of so many blocks are done."""
-        partial, spool = self._partial, None
+        partial, spool, dense = self._partial, None, None
         if isinstance(state.hidden, SpooledHidden):
             state.hidden.turn()
         with clock("other"), room_for(partial.folder):
             if state.block < blocks:
                 spool = write_hidden(partial.folder, state.hidden, state.block)
+                if state.dense is not None:
+                    dense = write_hidden(partial.folder, state.dense, state.block, DENSE)
             found = {
                 "block": state.block,
                 "spool": spool,
+                "dense": dense,
+                "blocks": [dataclasses.asdict(report) for report in state.blocks],
                 "reports": [dataclasses.asdict(report) for report in state.reports.values()],
                 "counts": state.counts,
                 "notes": self.notes,
             }
             partial.save(**found, seconds=_summed(state.seconds, clock.stop()))
-            self._forget_others(spool)
+            self._forget_others(spool, dense)
 
     def _found(self, plan: Plan, model: nn.Module, layers: list[Layer]) -> State:
         """The state that was written down; blocks that are in memory get their pruned weights."""
@@ -117,15 +124,21 @@ class Keeper:
         block, spool = found["block"], found["spool"]
         reports = {one["name"]: LayerReport(**{**one, "shape": tuple(one["shape"])}) for one in found["reports"]}
         hidden = [] if spool is None else read_hidden(folder, spool, block, plan.device)
+        beside = found.get("dense")
+        dense = None if beside is None else read_hidden(folder, beside, block, plan.device, DENSE)
+        blocks = [BlockReport(**{**one, "parameters": tuple(one["parameters"])}) for one in found.get("blocks", [])]
         if self._restored is not None:
             pruned = self._restored(self._partial.model)
-            for name in sorted({layer.parameter_name for layer in layers if layer.name in reports}):
+            trained = {name for report in blocks for name in report.parameters}
+            for name in sorted(trained | {layer.parameter_name for layer in layers if layer.name in reports}):
                 model.get_parameter(name).data.copy_(pruned.get_parameter(name))
-        return State(hidden, block, reports, [(zeros, total) for zeros, total in found["counts"]], found["seconds"])
+        counts = [(zeros, total) for zeros, total in found["counts"]]
+        return State(hidden, block, reports, counts, found["seconds"], dense, blocks)
 
-    def _forget_others(self, spool: dict[str, Any] | None) -> None:
-        for path in self._partial.folder.glob("hidden-*.bin"):
-            if spool is None or path.name != spool["file"]:
+    def _forget_others(self, *spools: dict[str, Any] | None) -> None:
+        kept = {spool["file"] for spool in spools if spool is not None}
+        for path in (path for stream in (PRUNED, DENSE) for path in self._partial.folder.glob(f"{stream}-*.bin")):
+            if path.name not in kept:
                 path.unlink()
 
 

@@ -68,9 +68,13 @@ def read_batch(path: Path, layout: Layout, batch: int) -> Tensor:
     return content.view(layout.dtype).view(shape)
 
 
-def name_of(block: int) -> str:
+PRUNED, DENSE = "hidden", "dense"
+"""The two streams of hidden states: what the pruned blocks make of the samples, and what the dense ones make."""
+
+
+def name_of(block: int, stream: str = PRUNED) -> str:
     """The file of the hidden states in front of a block."""
-    return f"hidden-{block}.bin"
+    return f"{stream}-{block}.bin"
 
 
 class SpooledHidden:
@@ -81,18 +85,22 @@ class SpooledHidden:
         layout: of the batches.
         device: where a batch that is read goes.
         block: the block in front of which the hidden states are; those of the first are appended.
+        stream: ``hidden``, or ``dense`` for those of the dense model.
     """
 
-    def __init__(self, folder: Path, layout: Layout, device: torch.device, block: int = 0) -> None:
+    def __init__(
+        self, folder: Path, layout: Layout, device: torch.device, block: int = 0, stream: str = PRUNED
+    ) -> None:
+        self.stream = stream
         self.folder, self.layout, self.block = folder, layout, block
-        self._device = device
+        self.device = device
         self._batches = 0 if block == 0 else len(layout.shapes)
 
     def __len__(self) -> int:
         return self._batches
 
     def __getitem__(self, batch: int) -> Tensor:
-        return read_batch(self.folder / name_of(self.block), self.layout, batch).to(self._device)
+        return read_batch(self.folder / name_of(self.block, self.stream), self.layout, batch).to(self.device)
 
     def __setitem__(self, batch: int, hidden: Tensor) -> None:
         self._write(self.block + 1, batch, hidden)
@@ -109,7 +117,7 @@ class SpooledHidden:
         self.block += 1
 
     def _write(self, block: int, batch: int, hidden: Tensor) -> None:
-        path = self.folder / name_of(block)
+        path = self.folder / name_of(block, self.stream)
         if batch == 0:
             path.write_bytes(b"")
         write_batch(path, self.layout, batch, hidden)
@@ -118,20 +126,20 @@ class SpooledHidden:
 Hidden = list[Tensor] | SpooledHidden
 
 
-def write_hidden(folder: Path, hidden: Hidden, block: int) -> dict[str, Any]:
+def write_hidden(folder: Path, hidden: Hidden, block: int, stream: str = PRUNED) -> dict[str, Any]:
     """Bring the hidden states in front of ``block`` to the disk; returns what :func:`read_hidden` needs."""
-    path = folder / name_of(block)
+    path = folder / name_of(block, stream)
     layout = hidden.layout if isinstance(hidden, SpooledHidden) else Layout.of(hidden)
     if not isinstance(hidden, SpooledHidden):
         path.write_bytes(b"")
         for batch, one in enumerate(hidden):
             write_batch(path, layout, batch, one)
-    with room_for(folder), path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    with room_for(folder), path.open("rb") as written:
+        os.fsync(written.fileno())
     return {"file": path.name, "in_memory": isinstance(hidden, list), **layout.record()}
 
 
-def read_hidden(folder: Path, record: dict[str, Any], block: int, device: torch.device) -> Hidden:
+def read_hidden(folder: Path, record: dict[str, Any], block: int, device: torch.device, stream: str = PRUNED) -> Hidden:
     """The hidden states that :func:`write_hidden` wrote, in memory or left in the file as they were.
 
     Raises:
@@ -139,6 +147,6 @@ def read_hidden(folder: Path, record: dict[str, Any], block: int, device: torch.
     """
     layout = Layout.read(record)
     if not record["in_memory"]:
-        return SpooledHidden(folder, layout, device, block)
+        return SpooledHidden(folder, layout, device, block, stream)
     path = folder / record["file"]
     return [read_batch(path, layout, batch).to(device) for batch in range(len(layout.shapes))]

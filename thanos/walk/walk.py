@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from thanos.engine.factor import Factor, HessianNotFiniteError
+from thanos.engine.factor import Factor, HessianNotFiniteError, converted, more_damped
 from thanos.engine.layer import PrunedWeight, factor_for, prune_layer
+from thanos.engine.targets import corrected_target, correction_of
 from thanos.engine.timing import StepTimer
 from thanos.options import WalkOptions
-from thanos.report import LayerReport
+from thanos.report import BlockReport, LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer
+from thanos.walk.dense import ROUTED, UNMATCHED, DenseInputs
 from thanos.walk.events import Progress
 from thanos.walk.finite import check_finite
 from thanos.walk.hessians import Collector, InputHessian
 from thanos.walk.plan import Plan
-from thanos.walk.spool import Hidden
+from thanos.walk.reconstruct import Task, local_names, reconstruct
+from thanos.walk.spool import Hidden, SpooledHidden
 from thanos.walk.zeros import count_zeros
 
 POOL_WEIGHT = 1.0  # of the pool in an expert's Hessian, in tokens for each of its columns (docs/method.md, section 13)
@@ -36,6 +40,8 @@ class State:
         reports: the pruned layers by name, in their order.
         counts: of each block that is done, the weights that are zero and all weights.
         seconds: what the parts of the walk took in earlier processes.
+        dense: where the dense model runs beside the pruned one, its hidden states in front of ``block``.
+        blocks: the reconstructions so far.
     """
 
     hidden: Hidden
@@ -43,6 +49,8 @@ class State:
     reports: dict[str, LayerReport] = field(default_factory=dict)
     counts: list[tuple[int, int]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    dense: Hidden | None = None
+    blocks: list[BlockReport] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,21 +76,26 @@ class Walk:
         layers = [layer for layer in plan.decoder.layers[index] if layer.name in self.chosen]
         if not plan.store.resident:
             check_finite(layers)
-        block = _Block(self, state, Collector(self.options.backend, self.options.experts == "all"))
+        block = _Block(self, state)
         if plan.passes == 1:
-            with block.collector.watching(layers, block.prune_before_it_runs):
-                self._forward(module, state, keep=True)
+            keep = not self.options.reconstruct
+            self._forward(module, state, keep=keep, watched=Watched(block, layers, block.prune_before_it_runs))
         else:
             self._two_passes(module, layers, block, state)
+        if isinstance(state.dense, SpooledHidden):
+            state.dense.turn()
+        trained = self._reconstructed(module, layers, state) if self.options.reconstruct else ()
+        if self.options.reconstruct or plan.passes == 2:
+            self._forward(module, state, keep=True)
         state.counts.append(count_zeros(module, plan.decoder.layers[index], state.reports))
         if self.patch is not None:
             with self.clock("other"):
-                self.patch({layer.parameter_name for layer in layers if layer.name in state.reports})
+                self.patch({layer.parameter_name for layer in layers if layer.name in state.reports} | set(trained))
         plan.store.store(index)
         state.block += 1
 
     def _two_passes(self, module: nn.Module, layers: list[Layer], block: _Block, state: State) -> None:
-        """Collect all Hessians of the dense block, prune, and run the block once more.
+        """Collect all Hessians of the dense block, and prune; the block is to be run once more.
 
         Experts are taken in groups whose Hessians fit the memory limit, one forward a group. Nothing inside the block
         reads what an expert gives, so those that are pruned already change no other layer's input.
@@ -90,20 +103,78 @@ class Walk:
         others = [layer for layer in layers if layer.experts is None]
         groups = _groups([layer for layer in layers if layer.experts is not None], self.plan.memory_limit)
         for number, group in enumerate(groups or [[]]):
-            with block.collector.watching(group if number else others + group, block.collect, pools=not number):
-                self._forward(module, state, keep=False)
+            some = group if number else others + group
+            self._forward(module, state, keep=False, watched=Watched(block, some, block.collect, not number))
             for layer in group:
                 block.prune(layer)
         for layer in others:
             block.prune(layer)
-        self._forward(module, state, keep=True)
 
-    def _forward(self, module: nn.Module, state: State, *, keep: bool) -> None:
+    def _forward(self, module: nn.Module, state: State, *, keep: bool, watched: Watched | None = None) -> None:
+        """Run the block on all batches; the dense model's batch first, the first time that layers are watched."""
         with self.clock("forward"):
             for batch, calls in enumerate(self.plan.calls):
-                hidden = calls[state.block](module, state.hidden[batch])
+                if watched is not None and watched.first and state.dense is not None:
+                    self._dense(module, state, batch, watched.block, watched.layers)
+                with watched() if watched is not None else nullcontext():
+                    hidden = calls[state.block](module, state.hidden[batch])
                 if keep:
                     state.hidden[batch] = hidden.contiguous()
+                if watched is not None:
+                    watched.block.caught.clear()
+
+    def _dense(self, module: nn.Module, state: State, batch: int, block: _Block, layers: list[Layer]) -> None:
+        """Take one batch of the dense model through the block, whose weights are still all there."""
+        assert state.dense is not None
+        hidden = state.dense[batch]
+        with block.caught.watching(layers if block.corrects else [], hidden):
+            state.dense[batch] = self.plan.dense_calls[batch][state.block](module, hidden).contiguous()
+
+    def _reconstructed(self, module: nn.Module, layers: list[Layer], state: State) -> tuple[str, ...]:
+        """Train the pruned block; the names of the parameters that changed."""
+        index, plan = state.block, self.plan
+        assert state.dense is not None
+        whole = {layer.parameter_name for layer in layers if layer.name in state.reports}
+        whole -= {layer.parameter_name for layer in plan.decoder.layers[index] if layer.name not in self.chosen}
+        weights, vectors = local_names(module, sorted(whole)), local_names(module, plan.vectors[index])
+        with self.clock("reconstruct"):
+            task = Task(index, module, plan.steps, state.hidden, state.dense, weights, vectors)
+            report = reconstruct(task, self.options.reconstruct, state.blocks)
+        state.blocks.append(report)
+        if self.progress is not None:
+            self.say(state, f"block {index}, trained", report.after)
+        for layer in layers if report.parameters else []:
+            if layer.name in state.reports:
+                zeros = layer.weight.numel() - int(layer.weight.count_nonzero())
+                pruned = replace(state.reports[layer.name], zeros=zeros, sparsity=zeros / layer.weight.numel())
+                state.reports[layer.name] = pruned
+        return report.parameters
+
+    def say(self, state: State, layer: str, relative_loss: float | None) -> None:
+        """Tell how far the walk is."""
+        if self.progress is not None:
+            with self.clock("other"):
+                blocks, done, layers = len(self.plan.store), len(state.reports), len(self.chosen)
+                seconds = self.clock.elapsed() + state.seconds.get("total", 0.0)
+                self.progress(Progress(state.block, blocks, layer, done, layers, relative_loss, seconds))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Layers of a block that are watched while it runs.
+
+    Attributes:
+        seen: called before each is used, see :meth:`Collector.watching`.
+        first: whether the block runs for the first time, so that the pools of experts are collected too.
+    """
+
+    block: _Block
+    layers: list[Layer]
+    seen: Callable[[Layer, Tensor, Tensor | None], None]
+    first: bool = True
+
+    def __call__(self) -> AbstractContextManager[None]:
+        return self.block.collector.watching(self.layers, self.seen, pools=self.first)
 
 
 def _groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
@@ -126,8 +197,12 @@ def _groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
 class _Block:
     """One block on its way: the Hessians of its inputs, and the factors that layers share."""
 
-    def __init__(self, walk: Walk, state: State, collector: Collector) -> None:
-        self.collector = collector
+    def __init__(self, walk: Walk, state: State) -> None:
+        options = walk.options
+        self.corrects = options.targets == "corrected" and options.correction > 0
+        self.caught = DenseInputs()
+        self.collector = Collector(options.backend, options.experts == "all", self.caught if self.corrects else None)
+        self._corrections: WeakKeyDictionary[InputHessian, dict[torch.dtype, Tensor]] = WeakKeyDictionary()
         self._walk = walk
         self._state = state
         self._blended: WeakKeyDictionary[InputHessian, InputHessian] = WeakKeyDictionary()
@@ -149,7 +224,7 @@ class _Block:
         if inputs is None or inputs.hessian is None:
             return
         walk = self._walk
-        self._say(layer.name, None)
+        walk.say(self._state, layer.name, None)
         with walk.clock("prune"):
             try:
                 pruned = self._pruned(layer, inputs)
@@ -159,8 +234,10 @@ class _Block:
                 raise type(error)(f"{layer.name}: {error}") from error
             layer.weight.copy_(pruned.weight)
         report = _report(layer, inputs, pool_share, pruned)
+        if self.corrects and inputs.drift is None:
+            report = replace(report, own_target=UNMATCHED if layer.experts is None else ROUTED)
         self._state.reports[layer.name] = report
-        self._say(layer.name, report.relative_loss)
+        walk.say(self._state, layer.name, report.relative_loss)
 
     def _inputs(self, layer: Layer) -> tuple[InputHessian | None, float]:
         """What a layer is pruned on, and the share that all experts beside it have in that."""
@@ -183,15 +260,24 @@ class _Block:
         with timed("factor"):
             if dtype not in shared:
                 shared[dtype] = factor_for(inputs.hessian, dtype, options)
-        return prune_layer(layer.weight, shared[dtype], options, timed, energy=True)
+        target = None
+        if inputs.drift is not None:
+            with timed("target"):
+                shared[dtype], target = self._target(layer, inputs, shared[dtype])
+        return prune_layer(layer.weight, shared[dtype], options, timed, energy=True, target=target)
 
-    def _say(self, layer: str, relative_loss: float | None) -> None:
-        walk, state = self._walk, self._state
-        if walk.progress is not None:
-            with walk.clock("other"):
-                blocks, done, layers = len(walk.plan.store), len(state.reports), len(walk.chosen)
-                seconds = walk.clock.elapsed() + state.seconds.get("total", 0.0)
-                walk.progress(Progress(state.block, blocks, layer, done, layers, relative_loss, seconds))
+    def _target(self, layer: Layer, inputs: InputHessian, factor: Factor) -> tuple[Factor, Tensor]:
+        """The factor, with an inverse if it had none, and the corrected weight; layers of one input share the drift."""
+        assert inputs.drift is not None
+        options, dtype = self._walk.options, factor.hessian.dtype
+        factor = converted(factor, dtype, True, options.backend)
+        while int(factor.failed):
+            factor = more_damped(factor, options.backend)
+        assert factor.upper is not None
+        known = self._corrections.setdefault(inputs, {})
+        if dtype not in known:
+            known[dtype] = correction_of(inputs.drift.to(dtype), factor.upper)
+        return factor, corrected_target(layer.weight.to(dtype), known[dtype], options.correction)
 
 
 def _report(layer: Layer, inputs: InputHessian, pool_share: float, pruned: PrunedWeight) -> LayerReport:

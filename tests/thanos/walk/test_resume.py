@@ -46,8 +46,8 @@ def content(folder: Path) -> dict[str, Any]:
             found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
     report = json.loads((folder / "pruning.json").read_text())
     report["seconds"], report["command"] = {}, report["command"].replace(str(folder), "DIR")
-    for layer in report["layers"]:
-        layer["seconds"] = {}
+    for one in [*report["layers"], *report["blocks"]]:
+        one["seconds"] = {}
     return {**found, "pruning.json": report}
 
 
@@ -89,6 +89,12 @@ def test_twenty_kills_change_no_byte(arguments: list[str], tmp_path: Path) -> No
         ([], OSError(errno.ENOSPC, "No space left on device"), "the disk is full: there is no room left to write in"),
         (["--dtype", "bfloat16", "--memory-limit", "1"], ValueError("it broke"), "it broke; the first block is kept"),
         (["--passes", "1"], MemoryError(), "the same command with --resume goes on"),
+        (
+            ["--targets", "corrected", "--reconstruct", "1", "--memory-limit", "1"],
+            ValueError("it broke"),
+            "it broke; the first block is kept",
+        ),
+        (["--passes", "1", "--targets", "corrected", "--reconstruct", "1"], ValueError("it broke"), "it broke; the"),
     ],
 )
 def test_what_is_done_is_kept_and_gone_on_with(
@@ -143,6 +149,8 @@ def test_another_run_is_not_resumed(unfinished: Path, arguments: list[str], tmp_
         assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
 
     refused("the option --pattern was 0.5 and is now 2:4", "--pattern", "2:4")
+    refused("the option --targets was own and is now corrected", "--targets", "corrected")
+    refused("the option --reconstruct was 0 and is now 1", "--reconstruct", "1")
     refused("the option --evaluate was not set and is now builtin", "--evaluate", "builtin", "--windows", "1")
     refused("the calibration samples' hash was", "--seed", "1")
     refused("the calibration samples' shape was [4, 16] and is now [5, 16]", "--samples", "5")
