@@ -17,7 +17,7 @@ from benchmarks.experiments.registry import EXPERIMENTS
 from benchmarks.experiments.run import Run
 from benchmarks.experiments.store import Store
 from benchmarks.records import read
-from thanos import Options
+from thanos.options import WalkOptions
 
 SETTINGS = {"dtype": "float32", "window": 1024}
 
@@ -36,8 +36,7 @@ def test_every_run_is_possible_and_stands_once(name: str) -> None:
     assert len(set(runs)) == len(runs)
     for run in runs:
         if run.method != "dense":
-            chosen = {"method": run.method, "block_size": run.block_size, "metric": run.metric}
-            options = Options.of(str(run.pattern), **chosen, outlier_fraction=run.alpha)
+            options = WalkOptions.of(str(run.pattern), **run.options())
             for rows, columns in ((576, 576), (192, 576), (1536, 576), (576, 1536)):
                 options.check_layer(rows, columns)
 

@@ -61,15 +61,15 @@ def file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in [*folder.glob("*.safetensors"), *folder.glob(MANIFEST)])
 
 
-def random_tinyllama() -> Any:
-    """A model of TinyLlama-1.1B's shapes with random bfloat16 weights, the same ones each time."""
+def random_tinyllama(**changes: int) -> Any:
+    """A model of TinyLlama-1.1B's shapes, some ``changes`` apart, with the same random bfloat16 weights each time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**_TINYLLAMA, dtype="bfloat16"))
+        return LlamaForCausalLM(LlamaConfig(**{**_TINYLLAMA, **changes}, dtype="bfloat16"))
     finally:
         torch.set_default_dtype(default)
 

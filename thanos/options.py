@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 import thanos_kernels as kernels
-from thanos.pattern import Pattern, SemiStructured, read_pattern
+from thanos.pattern import Pattern, SemiStructured, Unstructured, read_pattern
 from thanos_kernels.errors import first_line
 
 METHODS = ("thanos", "sparsegpt", "wanda", "magnitude")
@@ -27,8 +27,18 @@ METRICS = ("wanda", "obs", "magnitude")
 TARGETS = ("own", "corrected")
 """What a layer is pruned towards: its own weight, or one corrected for what pruning did to its input."""
 
+ALLOCATIONS = ("uniform", "lamp", "owl", "curvature")
+"""How a model's sparsity is shared out among its layers."""
+
 EXPERTS = ("routed", "all")
 """The calibration tokens that each expert of a mixture is pruned on."""
+
+QUALITIES: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "balanced": {"refine": "refit", "targets": "corrected"},
+    "best": {"refine": "admm", "targets": "corrected", "reconstruct": 4},
+}
+"""Presets: the options that each sets where they are not given."""
 
 Own = TypeVar("Own", bound="Options")
 
@@ -90,6 +100,8 @@ class Options:
             ValueError: a value that could suit no layer.
         """
         known = [field.name for field in dataclasses.fields(cls) if field.name != "pattern"]
+        if "quality" in known:
+            options = {**preset(options.get("quality", "fast")), **options}
         if unknown := sorted(options.keys() - set(known)):
             raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
         return cls(read_pattern(pattern), **options)
@@ -135,6 +147,11 @@ class WalkOptions(Options):
         correction: the share of the drift that is corrected, from 0 to 1.
         reconstruct: epochs over the samples in which the kept weights of each block, its norm gains and its biases are
             trained to give the dense model's output of the block; 0 leaves the block as it was pruned.
+        allocation: where to remove how much at the same total, decided on the dense model: ``uniform``, the same share
+            of each layer; ``lamp``, by the magnitudes of the weights; ``owl``, less from blocks with many outliers; or
+            ``curvature``, where the sum of the layers' relative losses is least. For unstructured patterns.
+        quality: the preset that :meth:`of` took what was not given from: ``fast``, ``balanced`` (a refit and corrected
+            targets) or ``best`` (a mask search, corrected targets and reconstruction).
     """
 
     exclude: str | None = None
@@ -146,6 +163,8 @@ class WalkOptions(Options):
     targets: str = "own"
     correction: float = 0.5
     reconstruct: int = 0
+    allocation: str = "uniform"
+    quality: str = "fast"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +174,18 @@ class WalkOptions(Options):
         _whole("batch size", self.batch_size)
         _whole("memory limit", self.memory_limit)
         _choice("experts", self.experts, EXPERTS)
+        _choice("quality", self.quality, tuple(QUALITIES))
+        _choice("allocation", self.allocation, ALLOCATIONS)
+        if self.allocation != "uniform" and not isinstance(self.pattern, Unstructured):
+            raise ValueError(
+                f"allocation {self.allocation} needs a pattern that may differ from layer to layer, a share such as "
+                f"0.7, and not {self.pattern}"
+            )
+        if self.allocation != "uniform" and self.method in ("wanda", "sparsegpt"):
+            raise ValueError(
+                f"allocation {self.allocation} needs a method that removes an exact count of a layer, thanos or "
+                f"magnitude; {self.method} removes the same share of each row or block"
+            )
         _choice("targets", self.targets, TARGETS)
         if not 0 <= real_number("correction", self.correction) <= 1:
             raise ValueError(f"correction must be from 0 to 1, not {self.correction}")
@@ -188,6 +219,12 @@ class WalkOptions(Options):
             **{name: value for name, value in values.items() if name not in ("pattern", "method")},
             "device": device,
         }
+
+
+def preset(quality: object) -> dict[str, Any]:
+    """The options that a preset sets; ValueError for another name."""
+    _choice("quality", quality, tuple(QUALITIES))
+    return QUALITIES[str(quality)]
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -30,7 +30,7 @@ from thanos.commands.cli import (
 from thanos.commands.hub import check_hub, hub_option, push
 from thanos.commands.quiet import silence_libraries
 from thanos.commands.runs import Given, SmallerModel, make_smaller, prune_weights
-from thanos.options import EXPERTS, METHODS, METRICS, REFINEMENTS, TARGETS, WalkOptions
+from thanos.options import ALLOCATIONS, EXPERTS, METHODS, METRICS, QUALITIES, REFINEMENTS, TARGETS, WalkOptions, preset
 from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
 from thanos_kernels import BACKENDS
 
@@ -41,6 +41,8 @@ _OF_WEIGHTS = (
     "targets",
     "correction",
     "reconstruct",
+    "allocation",
+    "quality",
     "block_size",
     "outlier_fraction",
     "passes",
@@ -108,6 +110,12 @@ def _default(name: str) -> Any:
     help="Widths of a smaller model are rounded to a multiple of it; 256 suits llama.cpp's K-quants.",
 )
 @click.option("--method", default=_default("method"), type=click.Choice(METHODS), help="How to choose and compensate.")
+@click.option(
+    "--quality",
+    default=_default("quality"),
+    type=click.Choice(list(QUALITIES)),
+    help="How much time a better result is worth: sets refine, targets and reconstruct where they are not given.",
+)
 @click.option("--metric", type=click.Choice(METRICS), help="What Thanos chooses its mask by.  [default: wanda]")
 @click.option(
     "--refine",
@@ -129,6 +137,12 @@ def _default(name: str) -> Any:
     help="How much of the drift corrected targets take back.",
 )
 @click.option(
+    "--allocation",
+    default=_default("allocation"),
+    type=click.Choice(ALLOCATIONS),
+    help="Remove the same share of each layer, or share the total out among them; for unstructured patterns.",
+)
+@click.option(
     "--reconstruct",
     default=_default("reconstruct"),
     type=click.IntRange(min=0),
@@ -146,7 +160,7 @@ def _default(name: str) -> Any:
     "--damping",
     default=_default("damping"),
     type=click.FloatRange(min=0),
-    help="Added to the Hessian's diagonal, relative to its mean; 0.1 for a smaller model.",
+    help="Added to the Hessian's diagonal, relative to its mean.",
 )
 @click.option("--calibration", default="c4", metavar=TEXT, callback=parsed(source), help="Text to prune on.")
 @click.option("--samples", default=128, type=click.IntRange(min=1), help="Calibration samples.")
@@ -223,10 +237,9 @@ def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel
         if name in given:
             raise click.UsageError(f"--{name.replace('_', '-')} is no option of the pattern {options['pattern']}")
     if smaller:
-        if "damping" not in given:
-            del options["damping"]
         return SmallerModel(**{name: value for name, value in options.items() if name not in _OF_WEIGHTS})
-    return _walk_options({name: value for name, value in options.items() if name not in _OF_SHAPES})
+    chosen = {name: value for name, value in preset(options["quality"]).items() if name not in given}
+    return _walk_options({name: value for name, value in {**options, **chosen}.items() if name not in _OF_SHAPES})
 
 
 def _walk_options(options: dict[str, Any]) -> WalkOptions:
@@ -237,6 +250,11 @@ def _walk_options(options: dict[str, Any]) -> WalkOptions:
         words = {name.replace("_", " "): "--" + name.replace("_", "-") for name in options}
         said = next((name for name in words if str(error).startswith(name)), "")
         raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
+
+
+def _told(job: WalkOptions) -> str:
+    """What the preset switched on, or was switched on in its place."""
+    return ", ".join(f"--{name} {getattr(job, name)}" for name in preset(job.quality))
 
 
 def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, again: Again, console: Console) -> None:
@@ -265,6 +283,8 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, again
     if skeleton is not None and isinstance(job, WalkOptions):
         check_model(skeleton, job)
     tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
+    if isinstance(job, WalkOptions) and job.quality != "fast":
+        console.print(f"quality {job.quality}: {_told(job)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"reading calibration text from {run.calibration}", highlight=False, markup=False, soft_wrap=True)
     reading: Any = {"bos": run.bos, "text_field": run.text_field}
     samples = load_samples(run.calibration, tokenizer, run.samples, length, run.seed, **reading)

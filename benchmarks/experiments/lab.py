@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiments.run import Run
+from benchmarks.experiments.run import TRAINING, Run
 from benchmarks.machine import describe
 from benchmarks.records import Row
 from benchmarks.smollm2 import NAME, load_smollm2
@@ -74,7 +75,19 @@ class Lab:
             chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(run.seed))
             return windows[chosen[: run.samples]]
         source: Any = {"c4": self.settings.calibration}.get(run.source, run.source)
+        if run.source == TRAINING:
+            source = self._documents()[0]
         return load_samples(source, self.tokenizer, run.samples, run.length, run.seed).tokens
+
+    def held_out(self) -> torch.Tensor:
+        """The tokens of the last eighth of the C4 text's documents."""
+        text = "\n\n".join(self._documents()[1])
+        return self.tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+
+    def _documents(self) -> tuple[list[str], list[str]]:
+        documents = [json.loads(line)["text"] for line in self.settings.calibration.read_text().splitlines()]
+        first = len(documents) * 7 // 8
+        return documents[:first], documents[first:]
 
     def prune(self, run: Run) -> tuple[Any, Row]:
         """A pruned copy of the model, and what a record says of it."""

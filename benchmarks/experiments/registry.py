@@ -1,6 +1,6 @@
 """The experiments, in the order of the page."""
 
-from benchmarks.experiments import alpha, block_size, calibration, main, metric, outliers
+from benchmarks.experiments import alpha, block_size, calibration, main, metric, outliers, stages
 
 EXPERIMENTS = {
     "main": main.EXPERIMENT,
@@ -8,5 +8,8 @@ EXPERIMENTS = {
     "alpha": alpha.EXPERIMENT,
     "metric": metric.EXPERIMENT,
     "calibration": calibration.EXPERIMENT,
+    "refine": stages.REFINE,
+    "reconstruct": stages.RECONSTRUCT,
+    "allocation": stages.ALLOCATION,
     "outliers": outliers.EXPERIMENT,
 }

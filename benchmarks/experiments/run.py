@@ -8,6 +8,7 @@ from typing import Any
 
 SEEDS = (0, 1, 2)
 PATTERNS = ("0.5", "structured:0.3", "4:8", "2:4")  # of the main table
+TRAINING = "c4-first"  # the source of the first seven eighths of the C4 text; the rest is held out
 _SAMPLING = ("source", "samples", "length", "seed")
 
 
@@ -25,6 +26,10 @@ class Run:
     block_size: int | None = None
     metric: str | None = None
     exclude: str | None = None
+    refine: str = "none"
+    targets: str = "own"
+    reconstruct: int = 0
+    allocation: str = "uniform"
     source: str = "c4"
     samples: int = 32
     length: int = 512

@@ -25,7 +25,7 @@ class SmallerModel:
     batch_size: int | None
     backend: str
     device: Any
-    damping: float = 0.1
+    damping: float = 0.01
 
     def arguments(self) -> dict[str, Any]:
         return dict(vars(self))

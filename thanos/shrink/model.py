@@ -22,7 +22,7 @@ from thanos.walk.decoder import find_decoder
 from thanos.walk.events import Progress
 from thanos.walk.memory import freed_memory_kept
 
-CORRECTION, DAMPING = 0.0, 0.1  # where nobody says
+CORRECTION, DAMPING = 0.0, 0.01  # where nobody says
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from thanos.checkpoint import max_length
 from thanos.options import WalkOptions
 from thanos.pattern import Pattern
 from thanos.report import ModelReport
+from thanos.walk.allocation import allocate
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
@@ -53,7 +54,7 @@ def prune_model(
         stores: where blocks come from that are not in memory, with a ``keeper``; see :mod:`thanos.walk.store`.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
             damping, metric, refine, backend, exclude, passes, batch_size, memory_limit, experts, device, targets,
-            correction, reconstruct.
+            correction, reconstruct, allocation.
 
     Raises:
         ValueError, TypeError: the model is of an unsupported kind, an option does not fit it (all layers are checked
@@ -81,6 +82,10 @@ def prune_model(
             else:
                 plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores)
             walk = Walk(plan, chosen, frozenset(layers), clock, progress, keeper.patch if keeper is not None else None)
+            if chosen.allocation != "uniform" and state.counts_wanted is None:
+                state.counts_wanted = allocate(walk, state.hidden)
+                if state.dense is not None:
+                    state.dense = copied(state.hidden)
             while state.block < len(plan.store):
                 walk.prune_block(state)
                 if keeper is not None:

@@ -36,7 +36,7 @@ class Plan:
         memory_limit: bytes for activations, and for the Hessians of experts.
         bypassed: the names of layers whose weight is used without calling them.
         batch_size: samples in a batch, but for the last one.
-        dense_calls: where the dense model runs beside the pruned one, how each of its blocks is called, for each batch.
+        dense_calls: where the dense model runs too, how each of its blocks is called, for each batch.
         steps: where blocks are reconstructed, the parts that they are trained on.
         vectors: of each block, the full names of the vectors that are trained with it.
     """
@@ -113,7 +113,8 @@ def make_plan(
                 hidden = SpooledHidden(spool_folder, Layout(first.dtype, shapes), device)
             hidden.append(first.to(device).contiguous())
             calls.append(recorded)
-        dense_calls = [capture(part)[1] for part in samples.split(size)] if options.beside else []
+        twice = options.beside or options.allocation in ("owl", "curvature")
+        dense_calls = [capture(part)[1] for part in samples.split(size)] if twice else []
         steps = _steps(capture, samples, size) if options.reconstruct else []
     bypassed = frozenset(capture.bypassed)
     vectors = vectors_of(model, capture.decoder.blocks) if options.reconstruct else []

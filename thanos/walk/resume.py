@@ -110,6 +110,7 @@ class Keeper:
                 "block": state.block,
                 "spool": spool,
                 "dense": dense,
+                "counts_wanted": state.counts_wanted,
                 "blocks": [dataclasses.asdict(report) for report in state.blocks],
                 "reports": [dataclasses.asdict(report) for report in state.reports.values()],
                 "counts": state.counts,
@@ -133,7 +134,7 @@ class Keeper:
             for name in sorted(trained | {layer.parameter_name for layer in layers if layer.name in reports}):
                 model.get_parameter(name).data.copy_(pruned.get_parameter(name))
         counts = [(zeros, total) for zeros, total in found["counts"]]
-        return State(hidden, block, reports, counts, found["seconds"], dense, blocks)
+        return State(hidden, block, reports, counts, found["seconds"], dense, blocks, found.get("counts_wanted"))
 
     def _forget_others(self, *spools: dict[str, Any] | None) -> None:
         kept = {spool["file"] for spool in spools if spool is not None}

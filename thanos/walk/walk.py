@@ -15,6 +15,7 @@ from thanos.engine.layer import PrunedWeight, factor_for, prune_layer
 from thanos.engine.targets import corrected_target, correction_of
 from thanos.engine.timing import StepTimer
 from thanos.options import WalkOptions
+from thanos.pattern import Unstructured
 from thanos.report import BlockReport, LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer
@@ -42,6 +43,7 @@ class State:
         seconds: what the parts of the walk took in earlier processes.
         dense: where the dense model runs beside the pruned one, its hidden states in front of ``block``.
         blocks: the reconstructions so far.
+        counts_wanted: how many weights each layer loses, where that is not the same share of each.
     """
 
     hidden: Hidden
@@ -51,6 +53,7 @@ class State:
     seconds: dict[str, float] = field(default_factory=dict)
     dense: Hidden | None = None
     blocks: list[BlockReport] = field(default_factory=list)
+    counts_wanted: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Walk:
         layers = [layer for layer in plan.decoder.layers[index] if layer.name in self.chosen]
         if not plan.store.resident:
             check_finite(layers)
-        block = _Block(self, state)
+        block = BlockWork(self, state)
         if plan.passes == 1:
             keep = not self.options.reconstruct
             self._forward(module, state, keep=keep, watched=Watched(block, layers, block.prune_before_it_runs))
@@ -94,14 +97,14 @@ class Walk:
         plan.store.store(index)
         state.block += 1
 
-    def _two_passes(self, module: nn.Module, layers: list[Layer], block: _Block, state: State) -> None:
+    def _two_passes(self, module: nn.Module, layers: list[Layer], block: BlockWork, state: State) -> None:
         """Collect all Hessians of the dense block, and prune; the block is to be run once more.
 
         Experts are taken in groups whose Hessians fit the memory limit, one forward a group. Nothing inside the block
         reads what an expert gives, so those that are pruned already change no other layer's input.
         """
         others = [layer for layer in layers if layer.experts is None]
-        groups = _groups([layer for layer in layers if layer.experts is not None], self.plan.memory_limit)
+        groups = expert_groups([layer for layer in layers if layer.experts is not None], self.plan.memory_limit)
         for number, group in enumerate(groups or [[]]):
             some = group if number else others + group
             self._forward(module, state, keep=False, watched=Watched(block, some, block.collect, not number))
@@ -123,7 +126,7 @@ class Walk:
                 if watched is not None:
                     watched.block.caught.clear()
 
-    def _dense(self, module: nn.Module, state: State, batch: int, block: _Block, layers: list[Layer]) -> None:
+    def _dense(self, module: nn.Module, state: State, batch: int, block: BlockWork, layers: list[Layer]) -> None:
         """Take one batch of the dense model through the block, whose weights are still all there."""
         assert state.dense is not None
         hidden = state.dense[batch]
@@ -168,7 +171,7 @@ class Watched:
         first: whether the block runs for the first time, so that the pools of experts are collected too.
     """
 
-    block: _Block
+    block: BlockWork
     layers: list[Layer]
     seen: Callable[[Layer, Tensor, Tensor | None], None]
     first: bool = True
@@ -177,7 +180,7 @@ class Watched:
         return self.block.collector.watching(self.layers, self.seen, pools=self.first)
 
 
-def _groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
+def expert_groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
     """Whole experts in groups whose Hessians, in float32, take at most ``limit`` bytes; at least one each."""
     of_expert: dict[tuple[int, int], list[Layer]] = {}
     for layer in layers:
@@ -194,7 +197,7 @@ def _groups(layers: list[Layer], limit: int) -> list[list[Layer]]:
     return groups
 
 
-class _Block:
+class BlockWork:
     """One block on its way: the Hessians of its inputs, and the factors that layers share."""
 
     def __init__(self, walk: Walk, state: State) -> None:
@@ -220,10 +223,12 @@ class _Block:
 
     def prune(self, layer: Layer) -> None:
         """Prune a layer in place on what was collected for it; nothing where no token reached it."""
-        inputs, pool_share = self._inputs(layer)
+        inputs, pool_share = self.inputs(layer)
         if inputs is None or inputs.hessian is None:
             return
-        walk = self._walk
+        walk, counts = self._walk, self._state.counts_wanted
+        if counts is not None and layer.name not in counts:
+            return
         walk.say(self._state, layer.name, None)
         with walk.clock("prune"):
             try:
@@ -239,7 +244,7 @@ class _Block:
         self._state.reports[layer.name] = report
         walk.say(self._state, layer.name, report.relative_loss)
 
-    def _inputs(self, layer: Layer) -> tuple[InputHessian | None, float]:
+    def inputs(self, layer: Layer) -> tuple[InputHessian | None, float]:
         """What a layer is pruned on, and the share that all experts beside it have in that."""
         inputs, pool = self.collector.take(layer), self.collector.pool(layer)
         if pool is None or pool.hessian is None or self._walk.options.experts == "all":
@@ -264,6 +269,9 @@ class _Block:
         if inputs.drift is not None:
             with timed("target"):
                 shared[dtype], target = self._target(layer, inputs, shared[dtype])
+        if (counts := self._state.counts_wanted) is not None:
+            share = (counts[layer.name] + 0.5) / layer.weight.numel()  # rounded down, it is the count
+            options = replace(options, pattern=Unstructured(share))
         return prune_layer(layer.weight, shared[dtype], options, timed, energy=True, target=target)
 
     def _target(self, layer: Layer, inputs: InputHessian, factor: Factor) -> tuple[Factor, Tensor]:

@@ -95,6 +95,7 @@ def test_twenty_kills_change_no_byte(arguments: list[str], tmp_path: Path) -> No
             "it broke; the first block is kept",
         ),
         (["--passes", "1", "--targets", "corrected", "--reconstruct", "1"], ValueError("it broke"), "it broke; the"),
+        (["--allocation", "curvature", "--targets", "corrected", "--memory-limit", "1"], MemoryError(), "goes on"),
     ],
 )
 def test_what_is_done_is_kept_and_gone_on_with(

@@ -1,0 +1,80 @@
+"""The stages beyond the paper: what each gives alone and together, on two texts, and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from benchmarks.experiments.experiment import Experiment, tabled
+from benchmarks.experiments.lab import WINDOW, Lab
+from benchmarks.experiments.run import TRAINING, Run, each_seed
+from benchmarks.records import Row
+from benchmarks.report.groups import SEEDS_OF
+from benchmarks.report.markdown import number, spread
+from thanos.options import ALLOCATIONS, REFINEMENTS, TARGETS
+from thanos.scoring.perplexity import perplexity
+
+_NOTE = (
+    "Perplexity on WikiText-2 and on the last eighth of the C4 sample, from which no calibration sample is drawn: a "
+    f"stage that gains on the second text alone has learnt the calibration's kind of text. {SEEDS_OF}."
+)
+
+
+def measure(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
+    """The usual record, with the perplexity on the held-out part of the calibration text too."""
+    model, fields = lab.prune(run)
+    windows = lab.settings.windows
+    held = perplexity(model, lab.tokenizer, lab.held_out(), sequence_length=WINDOW, windows=windows)
+    return [{**fields, "perplexity": lab.perplexity(model), "held_out": held if math.isfinite(held) else None}]
+
+
+def _experiment(heading: str, text: str, runs: Iterable[Run], *columns: str) -> Experiment:
+    named = [(name, lambda group, name=name: getattr(group.run, name)) for name in columns]
+    section = tabled(
+        f"{text} {_NOTE}",
+        "pattern",
+        *named,
+        "perplexity",
+        ("held-out C4", lambda group: spread(group.values("held_out"))),
+        "runs",
+        ("seconds", lambda group: number(group.seconds())),
+    )
+    return Experiment(each_seed(runs), {heading: section}, measure=measure)
+
+
+REFINE = _experiment(
+    "What do refits, mask searches and corrected targets give?",
+    "Each stage alone and together, without reconstruction.",
+    [
+        Run(pattern=pattern, refine=refine, targets=targets, source=TRAINING)
+        for pattern in ("0.5", "0.6", "0.7", "2:4", "4:8", "structured:0.3")
+        for targets in TARGETS
+        for refine in REFINEMENTS
+    ],
+    "refine",
+    "targets",
+)
+
+RECONSTRUCT = _experiment(
+    "What does the reconstruction of blocks give?",
+    "By epochs and samples of 512 tokens, after a refit towards corrected targets.",
+    [
+        Run(pattern=pattern, refine="refit", targets="corrected", reconstruct=epochs, samples=samples, source=TRAINING)
+        for pattern in ("0.5", "2:4")
+        for samples in (32, 64)
+        for epochs in (0, 2, 4)
+    ],
+    "reconstruct",
+    "samples",
+)
+
+ALLOCATION = _experiment(
+    "Where to remove how much?",
+    "The same number of weights in all, shared out among the layers by each choice; the method alone.",
+    [
+        Run(pattern=pattern, allocation=allocation, source=TRAINING)
+        for pattern in ("0.5", "0.6", "0.7")
+        for allocation in ALLOCATIONS
+    ],
+    "allocation",
+)
