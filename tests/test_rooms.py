@@ -18,6 +18,7 @@ FLOORS = [
     {"compact", "shrink"},
     {"loading"},
     {"commands"},
+    {"__main__"},  # a room's own command, such as thanos.report
     {"prune", "evaluate", "pack", "unpack", "doctor", "bench_inference", "recover"},
 ]
 FLOOR = {room: index for index, rooms in enumerate(FLOORS) for room in rooms}
@@ -49,6 +50,8 @@ def arrows() -> dict[tuple[str, str], str]:
     found = {}
     for path in sorted([*(ROOT / "thanos").rglob("*.py"), *(ROOT / "thanos_kernels").rglob("*.py")]):
         own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        if path.stem == "__main__":
+            own = "__main__"
         if own == "__init__":
             continue
         assert own in FLOOR, f"{path} stands in no room of the design"

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from thanos.commands.again import Again, recipe_of, recipe_option
 from thanos.commands.cli import (
     DEVICE_OPTION,
     DTYPE_OPTION,
@@ -26,6 +27,7 @@ from thanos.commands.cli import (
     start,
     text_options,
 )
+from thanos.commands.hub import check_hub, hub_option, push
 from thanos.commands.processes import joined, own_device, started_by_torchrun
 from thanos.commands.quiet import silence_libraries
 from thanos.commands.runs import Given, SmallerModel, make_smaller, prune_weights
@@ -73,6 +75,7 @@ class _Run:
     stream: str
     resume: bool
     overwrite: bool
+    push_to_hub: str | None
 
     def identity(self) -> dict[str, Any]:
         """The arguments that decide what comes out."""
@@ -204,17 +207,20 @@ def _default(name: str) -> Any:
 @STREAM_OPTION
 @click.option("--resume", is_flag=True, help="Go on with the same run, which was interrupted, from DIR.partial.")
 @click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
+@recipe_option
+@hub_option
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
     """Prune the causal language model MODEL and save it in DIR.
 
     MODEL is a directory, a .gguf file, or a name on the Hugging Face hub. DIR can be loaded with from_pretrained; its
-    pruning.json says what was done to each layer.
+    report.html shows what was done to each layer, README.md is its model card, and recipe.yaml makes it again.
 
     \b
     Examples:
       python -m thanos.prune ./llama --output ./llama-50 --calibration my-text.jsonl
       python -m thanos.prune gpt2 --output ./gpt2-24 --pattern 2:4 --evaluate wikitext2
+      python -m thanos.prune --recipe ./llama-50/recipe.yaml --output ./llama-50-again
     """
     own = {field.name: options.pop(field.name) for field in dataclasses.fields(_Run)}
     given = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
@@ -225,8 +231,9 @@ def main(context: click.Context, /, **options: Any) -> None:
         raise click.UsageError(f"--resume and --stream are no options of the pattern {job.pattern}")
     if isinstance(job, SmallerModel) and started_by_torchrun():
         raise click.UsageError(f"--pattern {job.pattern} is the work of one process; start it without torchrun")
+    again = Again(recipe_of(context, job, run), context)
     with joined(options["device"]) as peers:
-        _run(run, job, default_length, Console(quiet=peers.rank > 0), peers)
+        _run(run, job, default_length, again, Console(quiet=peers.rank > 0), peers)
 
 
 def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel:
@@ -256,7 +263,9 @@ def _told(job: WalkOptions) -> str:
     return ", ".join(f"--{name} {getattr(job, name)}" for name in preset(job.quality))
 
 
-def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, console: Console, peers: Peers) -> None:
+def _run(
+    run: _Run, job: WalkOptions | SmallerModel, default_length: bool, again: Again, console: Console, peers: Peers
+) -> None:
     """Read and check what is cheap to refuse, then prune and write; the first process alone looks at DIR."""
     silence_libraries()
     from thanos import checkpoint
@@ -273,6 +282,8 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
         checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     if (Path(run.model) / MANIFEST).is_file():
         raise ValueError(f"{run.model} is a compact checkpoint; restore it with thanos.unpack, and prune that")
+    if run.push_to_hub and peers.rank == 0:
+        check_hub(run.push_to_hub)
     trusted: Any = {"trust_remote_code": run.trust_remote_code}
     config = checkpoint.load_config(run.model, **trusted)
     checkpoint.check_unquantised(config, run.model)
@@ -289,11 +300,16 @@ def _run(run: _Run, job: WalkOptions | SmallerModel, default_length: bool, conso
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     if skeleton is not None:
         check_samples(skeleton, samples.tokens)
-    given = Given(config, tokenizer, samples, text, checkpoint.source_folder(run.model), console, peers)
+    own_files = checkpoint.source_folder(run.model)
+    said = again.command(run.output), again.recipe(length)
+    given = Given(config, tokenizer, samples, text, own_files, console, *said, peers)
     if isinstance(job, SmallerModel):
         make_smaller(run, job, given)
     else:
         prune_weights(run, job, given, unfinished)
+    if run.push_to_hub and peers.rank == 0:
+        given.say(f"uploading {run.output} to {run.push_to_hub}")
+        given.say(f"uploaded to {push(run.output, run.push_to_hub)}")
 
 
 def _length(run: _Run, limit: int | None, default: bool) -> int:

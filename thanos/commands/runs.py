@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class SmallerModel:
 
 @dataclass(frozen=True)
 class Given:
-    """What was read before the model: its configuration, the calibration samples, and the text to score it on."""
+    """What is known before the model is read: its configuration, the calibration samples, the text to score it on, and
+    the command with its recipe."""
 
     config: Any
     tokenizer: Any
@@ -42,6 +43,8 @@ class Given:
     text: Any
     source: Path | None
     console: Console
+    command: str
+    recipe: Mapping[str, Any]
     peers: Peers = ALONE
 
     def say(self, line: str) -> None:
@@ -83,8 +86,8 @@ def make_smaller(run: Any, job: SmallerModel, given: Given) -> None:
         else:
             checkpoint.save_pruned(model, given.tokenizer, given.source, (), folder)
             shrunk.sets.write(folder)
-        report.write(folder)
-    print_summary(report, given.console)
+        report = _written(report, folder, run, given)
+    print_summary(report, given.console, run.output)
     given.say(f"saved in {run.output}")
 
 
@@ -95,6 +98,17 @@ def _finished(report: Any, run: Any, model: Any, given: Given, scores: dict[str,
         options={**report.options, "model": run.model, "dtype": str(model.dtype).removeprefix("torch.")},
         calibration=given.samples.provenance(),
         perplexity=scores,
+        command=given.command,
+    )
+
+
+def _written(report: Any, folder: Path, run: Any, given: Given) -> Any:
+    """Write the record and what people read beside the saved model; the report with the sizes."""
+    from thanos.report.files import write_files
+
+    one_file = Path(run.model) if Path(run.model).is_file() else None
+    return write_files(
+        report, folder, source=given.source or one_file, recipe=given.recipe, title=run.output.absolute().name
     )
 
 
@@ -181,7 +195,7 @@ def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any)
             return
         report = _finished(report, run, model, given, keeper.notes)
         with checkpoint.room_for(unfinished.folder):
-            report.write(unfinished.model)
+            report = _written(report, unfinished.model, run, given)
             unfinished.finish()
-    print_summary(report, given.console)
+    print_summary(report, given.console, run.output)
     given.say(f"saved in {run.output}")

@@ -92,6 +92,8 @@ class ModelReport:
         seconds: of the walk: forward, hessian, prune, other, total.
         calibration: where the samples came from (see :class:`thanos.text.samples.Samples`).
         perplexity: by name (``dense``, ``pruned``), with the text and the sequence length, if evaluated.
+        command: what a person ran, if it was a command.
+        size: ``parameters`` and ``bytes`` of the saved weights, each ``before`` and ``after``, if it was saved.
         blocks: the reconstructions of the blocks, where asked for. Layers' losses are those before it.
     """
 
@@ -107,6 +109,8 @@ class ModelReport:
     seconds: dict[str, float]
     calibration: dict[str, Any] = field(default_factory=dict)
     perplexity: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    size: dict[str, Any] = field(default_factory=dict)
     blocks: list[BlockReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

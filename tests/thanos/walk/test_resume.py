@@ -39,13 +39,13 @@ def prune(arguments: list[str], output: Path, *options: str) -> Result:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Hashes of a model directory's files; the report as it is, without what took how long."""
+    """Hashes of a model directory's files; the report as it is, without what took how long, and where it is."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != "report.html":
             found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
     report = json.loads((folder / "pruning.json").read_text())
-    report["seconds"] = {}
+    report["seconds"], report["command"] = {}, report["command"].replace(str(folder), "DIR")
     for one in [*report["layers"], *report["blocks"]]:
         one["seconds"] = {}
     return {**found, "pruning.json": report}
