@@ -13,8 +13,8 @@ from click.core import ParameterSource
 
 from thanos.report.recipe import read_recipe
 
-# Where the result goes and how a run is taken up; everything else decides what comes out.
-ASIDE = {"output", "overwrite", "resume", "recipe", "push_to_hub", "debug"}
+# Where the result goes, how a run is taken up and read; everything else decides what comes out.
+ASIDE = {"output", "overwrite", "resume", "stream", "recipe", "push_to_hub", "debug"}
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class _Training:
         draw = torch.Generator(device="cpu").manual_seed(self._task.index)
         best: _Found | None = None
         for epoch in range(1, epochs + 1):
-            for number in torch.randperm(len(self._used), generator=draw, device="cpu").tolist():
+            for number in torch.randperm(len(self._used), generator=draw, dtype=torch.int64, device="cpu").tolist():
                 if not self._step(self._used[number], values):
                     return None
                 optimizer.step()
