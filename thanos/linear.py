@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 
@@ -15,12 +19,34 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether it computes its product and nothing else: a subclass with a forward of its own may compute anything."""
+    """Whether it computes its product and nothing else.
+
+    A subclass with a forward of its own may compute anything; one like Falcon's, which writes the same product in other
+    words, is known by what it gives for a small weight.
+    """
     for kind in type(module).__mro__:
         if kind is nn.Linear or kind.__name__ == "Conv1D":
             own, usual = type(module).forward, vars(kind).get("forward")
-            return is_linear(module) and own is usual
+            return is_linear(module) and (own is usual or (kind is nn.Linear and _gives_the_product(module)))
     return False
+
+
+def _gives_the_product(module: nn.Module) -> bool:
+    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
+        return False
+    exact: Any = {"dtype": torch.float64, "device": "cpu"}
+    draw = torch.Generator("cpu").manual_seed(0)
+    weight, bias, inputs = (torch.randn(*shape, generator=draw, **exact) for shape in ((5, 7), (5,), (2, 3, 7)))
+    small = copy.copy(module)
+    has_bias = module._parameters["bias"] is not None
+    small._parameters = {"weight": nn.Parameter(weight), "bias": nn.Parameter(bias) if has_bias else None}
+    try:
+        with torch.no_grad():
+            found = small.forward(inputs)
+    except Exception:  # of a forward that is something else
+        return False
+    wanted = nn.functional.linear(inputs, weight, bias if has_bias else None)
+    return isinstance(found, Tensor) and found.shape == wanted.shape and torch.allclose(found, wanted)
 
 
 def weight_of(module: nn.Module) -> Tensor:

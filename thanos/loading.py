@@ -8,8 +8,12 @@ from typing import Any
 import torch
 
 
-def load(folder: str | Path, *, device: str | torch.device | None = None) -> Any:
+def load(folder: str | Path, *, device: str | torch.device | None = None, trust_remote_code: bool = False) -> Any:
     """The model in ``folder``: a compact checkpoint, or one whose depth follows the input.
+
+    Args:
+        device: where the model goes; the CPU if None.
+        trust_remote_code: run the Python code that comes with a compact model. Nothing in a checkpoint can ask for it.
 
     Raises:
         ValueError: as :func:`thanos.compact.load` and :func:`thanos.shrink.guided.load_guided`.
@@ -20,4 +24,4 @@ def load(folder: str | Path, *, device: str | torch.device | None = None) -> Any
         return load_guided(folder, device=device)
     from thanos.compact import load as load_compact
 
-    return load_compact(folder, device=device)
+    return load_compact(folder, device=device, trust_remote_code=trust_remote_code)

@@ -13,7 +13,9 @@ import torch
 import transformers
 from click.testing import CliRunner
 
+import thanos
 from thanos import checkpoint, evaluate, prune
+from thanos.commands import pack
 
 CODE = """
 import transformers
@@ -86,3 +88,21 @@ def test_a_trusted_model_is_pruned_and_evaluated(remote: Path) -> None:
     )
     assert int((state.model.layers[1].mlp.down_proj.weight == 0).sum()) == 32 * 48 // 2
     assert isinstance(state, torch.nn.Module)
+
+
+def test_a_trusted_model_is_packed_and_loaded(remote: Path) -> None:
+    pruning, _ = arguments(remote)
+    pruned, output = str(remote.parent / "pruned"), str(remote.parent / "compact")
+    assert CliRunner().invoke(prune.main, [*pruning, "--trust-remote-code"]).exit_code == 0
+    result = CliRunner().invoke(pack.main, [pruned, "--output", output])
+    assert result.exit_code == 1
+    assert "--trust-remote-code" in result.stderr
+    result = CliRunner().invoke(pack.main, [pruned, "--output", output, "--trust-remote-code"])
+    assert result.exit_code == 0, result.stderr
+    with pytest.raises(ValueError, match="--trust-remote-code"):
+        thanos.load(output)
+    model = thanos.load(output, trust_remote_code=True)
+    dense = checkpoint.load_model(pruned, trust_remote_code=True)
+    tokens = torch.arange(12)[None]
+    assert type(model).__name__ == "MyModel"
+    assert torch.allclose(model(tokens).logits, dense(tokens).logits, atol=1e-5)

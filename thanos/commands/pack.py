@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from thanos.commands.cli import Command
+from thanos.commands.cli import TRUST_OPTION, Command
 from thanos.compact import pack
 
 
@@ -18,9 +18,10 @@ from thanos.compact import pack
 @click.argument("pruned", type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it holds a model.")
-def main(pruned: Path, output: Path, overwrite: bool) -> None:
+@TRUST_OPTION
+def main(pruned: Path, output: Path, overwrite: bool, trust_remote_code: bool) -> None:
     """Write the checkpoint in the directory PRUNED in its compact form."""
-    packed = pack(pruned, output, overwrite=overwrite)
+    packed = pack(pruned, output, overwrite=overwrite, trust_remote_code=trust_remote_code)
     counts = Counter(packed.kinds.values())
     summary = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no linear layers"
     share = packed.compact_bytes / packed.dense_bytes if packed.dense_bytes else 1.0

@@ -6,12 +6,11 @@ holding a dense weight of a compressed layer, and :func:`unpack` restores the or
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from thanos.checkpoint import check_target, load_config, staged
 from thanos.compact.base import SparseLinear
+from thanos.compact.files import copy_others, save_again, weight_files
 from thanos.compact.format import (
     DTYPES,
     MANIFEST,
@@ -86,10 +86,14 @@ def choose(weight: Tensor) -> str:
     return next(kind for kind in [*fit, "bitmask"] if not expands_too_far((rows, columns), size, bytes_of[kind]))
 
 
-def pack(source: str | Path, output: str | Path, *, overwrite: bool = False) -> Packed:
+def pack(source: str | Path, output: str | Path, *, overwrite: bool = False, trust_remote_code: bool = False) -> Packed:
     """Write the compact form of an ordinary checkpoint (a directory with safetensors files) to ``output``.
 
     Only linear layers that the model's configuration knows are compressed; all other tensors and files are kept.
+
+    Args:
+        overwrite: replace a model in ``output``.
+        trust_remote_code: run the Python code that comes with the model. Nothing in a checkpoint can ask for it.
 
     Raises:
         ValueError: no such checkpoint, not in safetensors, damaged, of an architecture whose tensors Transformers
@@ -99,10 +103,12 @@ def pack(source: str | Path, output: str | Path, *, overwrite: bool = False) -> 
     if (source / MANIFEST).is_file():
         raise ValueError(f"{source} is a compact checkpoint already")
     check_target(output, overwrite=overwrite, source=str(source))
-    files, index = _weight_files(source)
+    files, index = weight_files(source)
     headers = {file: read_header(source / file) for file in files}
     shapes = {name: entry.shape for _, entries in headers.values() for name, entry in entries.items()}
-    linears = _linears(str(source), shapes)
+    linears = _linears(str(source), shapes, trust_remote_code)
+    if not linears:
+        raise ValueError(f"{source} holds no linear layer that could be packed; it is used as it is")
     layers: dict[str, Layer] = {}
     kinds: dict[str, str] = {}
     sizes = [0, 0]
@@ -130,11 +136,11 @@ def pack(source: str | Path, output: str | Path, *, overwrite: bool = False) -> 
             save_file(tensors, folder / compact)
             sources.append(Source(file, headers[file][0], compact))
         Manifest(layers, sources, index).write(folder)
-        _copy_others(source, folder, {*files, *([index[0]] if index else [])})
+        copy_others(source, folder, {*files, *([index[0]] if index else [])})
     return Packed(kinds, sizes[0], sizes[1])
 
 
-def load(folder: str | Path, *, device: str | torch.device | None = None) -> Any:
+def load(folder: str | Path, *, device: str | torch.device | None = None, trust_remote_code: bool = False) -> Any:
     """The Transformers model of a compact checkpoint: its sparse layers in place, for evaluation, without gradients.
 
     Raises:
@@ -143,10 +149,10 @@ def load(folder: str | Path, *, device: str | torch.device | None = None) -> Any
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    config = load_config(str(folder))
+    config = load_config(str(folder), trust_remote_code=trust_remote_code)
     shapes = _ordinary_shapes(manifest)
-    _check_config(config, shapes, folder)
-    model = _build(config, meta=False)
+    _check_config(config, shapes, folder, trust_remote_code)
+    model = _build(config, trust_remote_code, meta=False)
     for name, layer in manifest.layers.items():
         parent, _, child = name.rpartition(".")
         old = model.get_submodule(name)
@@ -175,6 +181,7 @@ def load(folder: str | Path, *, device: str | torch.device | None = None) -> Any
 
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     model.name_or_path = str(folder)
+    model.save_pretrained = partial(save_again, model, folder)
     return model.eval() if device is None else model.eval().to(device)
 
 
@@ -206,7 +213,7 @@ def unpack(folder: str | Path, output: str | Path, *, overwrite: bool = False) -
                     file.write(data)
         if manifest.index is not None:
             (target / manifest.index[0]).write_bytes(manifest.index[1].encode("utf-8"))
-        _copy_others(folder, target, {MANIFEST, *(source.file for source in manifest.sources)})
+        copy_others(folder, target, {MANIFEST, *(source.file for source in manifest.sources)})
 
 
 def _compress(weight: Tensor, tensor: str, file: str, transposed: bool) -> tuple[Layer, dict[str, Tensor]] | None:
@@ -277,41 +284,14 @@ def _same_bits(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and torch.equal(left.contiguous().view(kind), right.contiguous().view(kind))
 
 
-def _weight_files(folder: Path) -> tuple[list[str], tuple[str, str] | None]:
-    """The safetensors files of a checkpoint, and its index where it has several."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        text = index.read_bytes().decode("utf-8")
-        try:
-            files = sorted({str(file) for file in json.loads(text)["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
-        if any(Path(file).name != file for file in files):
-            raise ValueError(f"{index} names files in other directories")
-        return files, (index.name, text)
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(f"{folder} holds no model.safetensors and no index of several: only safetensors are packed")
-    return ["model.safetensors"], None
-
-
-def _copy_others(source: Path, target: Path, without: set[str]) -> None:
-    for path in source.iterdir():
-        if path.name in without or path.name.startswith("."):
-            continue
-        if path.is_dir():
-            shutil.copytree(path, target / path.name)
-        else:
-            shutil.copyfile(path, target / path.name)
-
-
 def _ordinary_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
     headers = [parse_header(source.header, source.name) for source in manifest.sources]
     return {name: entry.shape for entries in headers for name, entry in entries.items()}
 
 
-def _linears(source: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, bool]:
+def _linears(source: str, shapes: dict[str, tuple[int, ...]], trusted: bool) -> dict[str, bool]:
     """The linear layers whose weights the checkpoint holds under their own names: name to whether it is transposed."""
-    model = _check_config(load_config(source), shapes, Path(source))
+    model = _check_config(load_config(source, trust_remote_code=trusted), shapes, Path(source), trusted)
     owners: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
@@ -324,12 +304,12 @@ def _linears(source: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, bool]
     return linears
 
 
-def _check_config(config: Any, shapes: dict[str, tuple[int, ...]], folder: Path) -> nn.Module:
+def _check_config(config: Any, shapes: dict[str, tuple[int, ...]], folder: Path, trusted: bool) -> nn.Module:
     """Build the model without memory and compare it with the tensors; returns it."""
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0) or 0
     if layers > len(shapes):
         raise FormatError(f"{folder}/config.json asks for {layers} layers, but there are {len(shapes)} tensors")
-    model = _build(config, meta=True)
+    model = _build(config, trusted, meta=True)
     own = model.state_dict()
     for name, tensor in own.items():
         if name in shapes and tuple(tensor.shape) != shapes[name]:
@@ -347,13 +327,13 @@ def _check_config(config: Any, shapes: dict[str, tuple[int, ...]], folder: Path)
     return model
 
 
-def _build(config: Any, *, meta: bool) -> Any:
+def _build(config: Any, trusted: bool, *, meta: bool) -> Any:
     """The model of a configuration, its parameters without memory; buffers are computed unless ``meta``."""
     from transformers import AutoModelForCausalLM
 
     try:
         with _REGISTERING, torch.device("meta") if meta else _parameters_without_memory():
-            return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)  # type: ignore[no-untyped-call]
     except Exception as error:  # configurations fail in as many ways as there are models
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FormatError(f"the configuration of {config.model_type} does not make a model: {reason}") from error

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from thanos.compact import BitmaskLinear, ColumnPrunedLinear, FormatError, Sparse24Linear, read_manifest
 from thanos.compact import checkpoint as compact
+from thanos.linear import is_plain
 
 transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[3]
@@ -23,6 +24,50 @@ def keep_24(weight: torch.Tensor) -> torch.Tensor:
     groups = weight.view(len(weight), -1, 4)
     smallest = groups.float().abs().argsort(-1)[..., :2]
     return groups.scatter(-1, smallest, 0).view_as(weight)
+
+
+def test_what_save_pretrained_writes_loads_as_it_was(tmp_path: Path) -> None:
+    model = pruned_llama(torch.bfloat16)
+    model.save_pretrained(tmp_path / "pruned")
+    compact.pack(tmp_path / "pruned", tmp_path / "compact")
+    loaded = compact.load(tmp_path / "compact")
+    loaded.save_pretrained(tmp_path / "again")
+    tokens = torch.arange(24)[None]
+    again = compact.load(tmp_path / "again")
+    assert torch.equal(again(tokens).logits, loaded(tokens).logits)
+    assert isinstance(again.model.layers[0].mlp.up_proj, Sparse24Linear)
+    compact.unpack(tmp_path / "again", tmp_path / "plain")
+    file = "model.safetensors"
+    assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "pruned" / file).read_bytes()
+    with pytest.raises(ValueError, match="save it in another directory"):
+        loaded.save_pretrained(tmp_path / "compact")
+    with pytest.raises(ValueError, match=r"was packed as torch\.bfloat16 and is torch\.float32 now"):
+        loaded.float().save_pretrained(tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()
+
+
+def test_falcons_own_linear_layers_are_packed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.FalconConfig(vocab_size=128, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    model = transformers.FalconForCausalLM(config).eval()
+    for block in model.transformer.h:
+        for linear in (block.mlp.dense_h_to_4h, block.mlp.dense_4h_to_h, block.self_attention.query_key_value):
+            linear.weight.data = keep_24(linear.weight.data)
+    model.save_pretrained(tmp_path / "pruned")
+    packed = compact.pack(tmp_path / "pruned", tmp_path / "compact")
+    assert list(packed.kinds.values()).count("sparse24") == 6
+    tokens = torch.arange(24)[None]
+    loaded = compact.load(tmp_path / "compact")
+    assert torch.allclose(loaded(tokens).logits, model(tokens).logits, atol=1e-5)
+
+
+def test_a_linear_layer_that_computes_more_is_not_plain() -> None:
+    class Scaled(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    assert not is_plain(Scaled(4, 4))
+    assert is_plain(torch.nn.Linear(4, 4))
 
 
 def keep_half(weight: torch.Tensor) -> torch.Tensor:

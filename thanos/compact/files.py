@@ -1,0 +1,77 @@
+"""The files of compact checkpoints and of the ordinary ones that they are made of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from thanos.compact.format import MANIFEST, read_manifest
+
+
+def weight_files(folder: Path) -> tuple[list[str], tuple[str, str] | None]:
+    """The safetensors files of a checkpoint, and its index where it has several."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        text = index.read_bytes().decode("utf-8")
+        try:
+            files = sorted({str(file) for file in json.loads(text)["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
+        if any(Path(file).name != file for file in files):
+            raise ValueError(f"{index} names files in other directories")
+        return files, (index.name, text)
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{folder} holds no model.safetensors and no index of several: only safetensors are packed")
+    return ["model.safetensors"], None
+
+
+def copy_others(source: Path, target: Path, without: set[str]) -> None:
+    """Copy what is in a directory, but for the files of these names and hidden ones."""
+    for path in source.iterdir():
+        if path.name in without or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def save_again(model: Any, source: Path, save_directory: str | Path, **others: Any) -> None:
+    """What ``save_pretrained`` of a loaded model does: its compact checkpoint once more, with its tensors as they are.
+
+    Args:
+        model: loaded from ``source``, its compact checkpoint.
+
+    Raises:
+        ValueError: the model is of another dtype than when it was packed, the directory is the one that it came from,
+            or an option is given that means something else for ordinary models.
+        FormatError: (a ValueError) ``source`` is gone or damaged.
+    """
+    if unknown := sorted(others.keys() - {"safe_serialization", "max_shard_size"}):
+        raise ValueError(f"a compact model is saved as it was packed; {unknown[0]} is no option of that")
+    manifest, target = read_manifest(source), Path(save_directory)
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target} holds the checkpoint that the model was loaded from; save it in another directory")
+    state = model.state_dict()
+    for part in manifest.sources:
+        with safe_open(source / part.file, framework="pt") as reader:
+            for name in state.keys() & set(reader.keys()):
+                packed = reader.get_tensor(name).dtype
+                if state[name].dtype != packed:
+                    raise ValueError(
+                        f"{name} was packed as {packed} and is {state[name].dtype} now: a compact model is saved in "
+                        "the dtype that it was packed in"
+                    )
+    target.mkdir(parents=True, exist_ok=True)
+    for part in manifest.sources:
+        with safe_open(source / part.file, framework="pt") as reader:
+            names = list(reader.keys())
+            tensors = {name: state[name].cpu() if name in state else reader.get_tensor(name) for name in names}
+            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, target / part.file)
+    manifest.write(target)
+    copy_others(source, target, {MANIFEST, *(part.file for part in manifest.sources)})
