@@ -192,7 +192,7 @@ class WalkOptions(Options):
         if self.reconstruct is None or isinstance(self.reconstruct, bool):
             raise TypeError(f"reconstruct must be a whole number of epochs, not {self.reconstruct}")
         if self.reconstruct != 0:
-            _whole("reconstruct", self.reconstruct)
+            _whole("reconstruct", self.reconstruct, "at least 0")
         if self.exclude is not None and not isinstance(self.exclude, str):
             raise TypeError(f"exclude must be a regular expression, not {type(self.exclude).__name__}")
         try:
@@ -243,8 +243,8 @@ def real_number(name: str, value: object) -> float:
         raise ValueError(f"{name} must be a number of ordinary size") from None
 
 
-def _whole(name: str, value: Any) -> None:
-    """Refuse what is neither None nor a whole number from 1 on."""
+def _whole(name: str, value: Any, least: str = "at least 1") -> None:
+    """Refuse what is neither None nor a whole number from 1 on; ``least`` is what is asked for, where 0 is taken too."""
     if value is None:
         return
     try:
@@ -254,4 +254,4 @@ def _whole(name: str, value: Any) -> None:
     if number is None:
         raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
     if number < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+        raise ValueError(f"{name} must be {least}, not {value}")
