@@ -244,7 +244,7 @@ def real_number(name: str, value: object) -> float:
 
 
 def _whole(name: str, value: Any, least: str = "at least 1") -> None:
-    """Refuse what is neither None nor a whole number from 1 on; ``least`` is what is asked for, where 0 is taken too."""
+    """Refuse what is neither None nor a whole number from 1 on; ``least`` names the bound, where 0 is taken too."""
     if value is None:
         return
     try:
