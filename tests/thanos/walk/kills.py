@@ -73,6 +73,12 @@ def at_a_time(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)  # nobody handles it, so it ends the process at any instruction
 
 
+def begun(target: Path) -> bool:
+    """Whether a run into this directory can be gone on with."""
+    partial = target.with_name(f"{target.name}.partial")
+    return partial.exists() and any(path.suffix == ".json" for path in partial.iterdir())
+
+
 def kill(seed: int, kills: int, arguments: list[str], output: Path) -> None:
     """Kill runs until one has ended; begin again, with another output, as long as there are kills left."""
     with suppress(SystemExit):
@@ -82,8 +88,12 @@ def kill(seed: int, kills: int, arguments: list[str], output: Path) -> None:
     longest = 1.0
     while struck < kills:
         target = output.with_name(f"{output.name}{finished}")
-        partial = target.with_name(f"{target.name}.partial")
-        resume = ["--resume"] if partial.exists() and any(path.suffix == ".json" for path in partial.iterdir()) else []
+        resume = ["--resume"] if begun(target) else []
+        if target.exists() and not resume:  # killed when all was done, before it could end
+            with suppress(OSError):
+                target.with_name(f"{target.name}.partial").rmdir()
+            finished += 1
+            continue
         by_call, count, seconds = struck % 2 == 0, draw.randint(1, 60), draw.uniform(0.05, longest)
         strike = (lambda n=count: at_a_call(n)) if by_call else (lambda s=seconds: at_a_time(s))  # type: ignore[misc]
         status, took = run([*arguments, "--output", str(target), *resume], strike)
@@ -95,8 +105,9 @@ def kill(seed: int, kills: int, arguments: list[str], output: Path) -> None:
             finished, longest = finished + 1, took
         print(f"killed {struck}, finished {finished}, {'call' if by_call else 'time'} {took:.1f} s", flush=True)
     target = output.with_name(f"{output.name}{finished}")
-    partial = target.with_name(f"{target.name}.partial")
-    resume = ["--resume"] if partial.exists() and any(path.suffix == ".json" for path in partial.iterdir()) else []
+    resume = ["--resume"] if begun(target) else []
+    if target.exists() and not resume:
+        return
     status, _ = run([*arguments, "--output", str(target), *resume], lambda: None)
     if status:
         raise SystemExit(f"the last run ended with {status}")
