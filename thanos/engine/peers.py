@@ -6,6 +6,7 @@ threshold is found from counts that add up.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -63,10 +64,14 @@ class Peers:
         """The ``value`` of one, for all."""
         return value
 
+    def parts(self, count: int) -> list[slice]:
+        """Everybody's part of so many things; the parts follow each other, and none is longer than another by two."""
+        ends = [count * rank // self.size for rank in range(self.size + 1)]
+        return [slice(begin, end) for begin, end in pairwise(ends)]
+
     def share(self, rows: Tensor) -> Tensor:
-        """This process' part of ``rows`` (n,); the parts follow each other, and none is longer than another by two."""
-        begin, end = len(rows) * self.rank // self.size, len(rows) * (self.rank + 1) // self.size
-        return rows[begin:end]
+        """This process' part of ``rows`` (n, ...), see :meth:`parts`."""
+        return rows[self.parts(len(rows))[self.rank]]
 
     def join(self, rows: Tensor, own: Tensor, whole: Tensor) -> Tensor:
         """Write everybody's ``own`` values (their share of ``rows``, ...) into ``whole`` (c, ...) at ``rows`` (n,)."""
@@ -75,9 +80,8 @@ class Peers:
         longest = -(-len(rows) // self.size)
         padded = own.new_zeros((longest, *own.shape[1:]))
         padded[: len(own)] = own
-        for rank, part in enumerate(self.gather(padded)):
-            begin, end = len(rows) * rank // self.size, len(rows) * (rank + 1) // self.size
-            whole.index_copy_(0, rows[begin:end], part[: end - begin])
+        for place, part in zip(self.parts(len(rows)), self.gather(padded), strict=True):
+            whole.index_copy_(0, rows[place], part[: place.stop - place.start])
         return whole
 
 

@@ -166,18 +166,10 @@ def spread_layers(owned: Iterable[tuple[Layer, int]], reports: dict[str, Any], p
         reports.update(part)
 
 
-class Samples:
-    """Which samples each process has: the same split of rows as :meth:`Peers.share`."""
-
-    def __init__(self, count: int, peers: Peers) -> None:
-        self._ends = [count * (rank + 1) // peers.size for rank in range(peers.size)]
-        self.begin = count * peers.rank // peers.size
-        self.count = self._ends[peers.rank] - self.begin
-
-    def places(self, size: int) -> list[tuple[int, int, int]]:
-        """Batches of at most ``size`` samples in their order: whose they are, where they begin and how many."""
-        places, begin = [], 0
-        for rank, end in enumerate(self._ends):
-            places += [(rank, at, min(size, end - at)) for at in range(begin, end, size)]
-            begin = end
-        return places
+def batches_of_all(count: int, size: int, peers: Peers) -> list[tuple[int, int, int]]:
+    """Everybody's batches of at most ``size`` of so many samples, in their order: whose, where it begins, how many."""
+    return [
+        (rank, begin, min(size, part.stop - begin))
+        for rank, part in enumerate(peers.parts(count))
+        for begin in range(part.start, part.stop, size)
+    ]

@@ -22,7 +22,7 @@ from thanos.options import WalkOptions
 from thanos.report import BlockReport, LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer
-from thanos.walk.distributed import Samples
+from thanos.walk.distributed import batches_of_all
 from thanos.walk.plan import Plan, copied, make_plan
 from thanos.walk.spool import DENSE, PRUNED, Hidden, SpooledHidden, forget_hidden, read_hidden, write_hidden
 from thanos.walk.store import Stores, in_memory
@@ -96,7 +96,7 @@ class Keeper:
                 partial.save(phase=WALKING, block=0, settled=settled, notes=self.notes)
         if first:
             self._patches = Patches(model, partial.model)
-        self._batches = Samples(len(samples), peers).places(plan.batch_size)
+        self._batches = batches_of_all(len(samples), plan.batch_size, peers)
         found = peers.object(partial.state)
         if not found["block"]:
             return plan, State(hidden, dense=copied(hidden) if options.beside else None)
@@ -107,7 +107,7 @@ class Keeper:
 
     def _own(self, peers: Peers) -> Path:
         """Where this process keeps hidden states that do not fit into memory."""
-        folder = self._partial.folder if peers.rank == 0 and peers.size == 1 else self._partial.rank(peers.rank)
+        folder = self._partial.folder if peers.size == 1 else self._partial.rank(peers.rank)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
