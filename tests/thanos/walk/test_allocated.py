@@ -56,7 +56,7 @@ def test_experts_are_allocated_too(allocation: str, token_samples: Tensor) -> No
         ({"pattern": "0.5", "allocation": "flat"}, "allocation must be one of uniform"),
         ({"pattern": "0.5", "correction": 1.5}, "correction must be from 0 to 1, not 1.5"),
         ({"pattern": "0.5", "targets": "mine"}, "targets must be one of own, corrected"),
-        ({"pattern": "0.5", "reconstruct": -1}, "reconstruct must be at least 1, not -1"),
+        ({"pattern": "0.5", "reconstruct": -1}, "reconstruct must be at least 0, not -1"),
         ({"pattern": "0.5", "quality": "good"}, "quality must be one of fast, balanced, best"),
     ],
 )
