@@ -100,6 +100,34 @@ def load_samples(
     return Samples(with_beginning(windows, begin), text.source, text.sha256, seed, bool(begin.tokens))
 
 
+def load_packed(
+    source: str | Path | Sequence[str],
+    tokenizer: Any,
+    length: int,
+    *,
+    bos: str = "auto",
+    text_field: str | None = None,
+) -> Samples:
+    """All of a text, in its order, as samples to train on: documents joined by blank lines, cut without a gap.
+
+    Args:
+        source, tokenizer, length, bos, text_field: as for :func:`load_samples`. A shorter rest at the end is dropped.
+
+    Raises:
+        ValueError: the source cannot be read, or does not hold one sample.
+    """
+    begin = beginning(tokenizer, bos)
+    width = length - len(begin.tokens)
+    if width < 1:
+        raise ValueError(f"samples of {length} tokens have no room for text after what stands in front of it")
+    text = load_text(source, "train", text_field=text_field, tokenizer=tokenizer)
+    stream = text_tokens(text, tokenizer, begin)
+    if len(stream) < width:
+        raise ValueError(f"{text.source} holds {len(stream)} tokens, less than one window of {length}")
+    windows = stream[: len(stream) // width * width].view(-1, width)
+    return Samples(with_beginning(windows, begin), text.source, text.sha256, 0, bool(begin.tokens))
+
+
 def _whole(name: str, value: Any) -> int:
     try:
         if isinstance(value, bool):
