@@ -16,7 +16,7 @@ def table(header: Sequence[str], rows: Iterable[Iterable[object]], left: int = 1
 
 
 def folded(summary: str, text: str) -> str:
-    return f"<details>\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
+    return f"<details markdown>\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
 
 
 def _decimals(value: float) -> int:
