@@ -302,7 +302,7 @@ def _describe(value: object) -> str:
 
 
 def unpack_24_codes(metadata: Tensor) -> Tensor:
-    """The positions (c, groups, 2) int64, from 0 to 3, of the kept values that ``row_major`` metadata (c, words) names."""
+    """Positions (c, groups, 2) int64, from 0 to 3, of the kept values that ``row_major`` metadata (c, words) names."""
     shifts = torch.arange(0, 16, 4, dtype=torch.int64, device=metadata.device)
     codes = (metadata.long()[..., None] >> shifts & 15).flatten(1)
     return torch.stack((codes & 3, codes >> 2), 2)

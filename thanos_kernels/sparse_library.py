@@ -21,7 +21,8 @@ _OUTLIERS = "Tensor outliers, Tensor outlier_rows, Tensor rows, Tensor order"
 _SCHEMAS = (
     "bitmask_linear(Tensor inputs, Tensor values, Tensor bits, Tensor starts, Tensor? bias) -> Tensor",
     f"sparse24_linear(Tensor inputs, Tensor values, Tensor metadata, {_OUTLIERS}, Tensor? bias) -> Tensor",
-    "int8_bitmask_linear(Tensor inputs, Tensor values, Tensor scales, Tensor bits, Tensor starts, Tensor? bias) -> Tensor",
+    "int8_bitmask_linear(Tensor inputs, Tensor values, Tensor scales, Tensor bits, Tensor starts, Tensor? bias) "
+    "-> Tensor",
     f"int8_sparse24_linear(Tensor inputs, Tensor values, Tensor scales, Tensor metadata, {_OUTLIERS}, Tensor? bias) "
     "-> Tensor",
     f"columns_linear(Tensor inputs, Tensor values, Tensor columns, {_OUTLIERS}, Tensor? bias) -> Tensor",

@@ -20,7 +20,7 @@ from thanos_kernels.sparse_int8 import GROUP, LARGEST, Int8, as_int8
 
 
 class _Int8Linear(SparseLinear):
-    """What both share. ``scales`` (rows, groups) int16 are the bits of float16, so that no ``.to(dtype)`` rounds them."""
+    """What both share. ``scales`` (rows, groups) int16 hold the bits of float16, so that no ``.to`` rounds them."""
 
     scales: Tensor
     like: Tensor

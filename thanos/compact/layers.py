@@ -89,7 +89,7 @@ class Sparse24Linear(OutlierRowsLinear):
     of :mod:`thanos_kernels.pack`; ``outliers``, ``outlier_rows``; ``bias``.
     """
 
-    _sized = ("values", "metadata", "outliers", "outlier_rows")
+    _sized: tuple[str, ...] = ("values", "metadata", "outliers", "outlier_rows")
     values: Tensor
     metadata: Tensor
 
