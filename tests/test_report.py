@@ -18,7 +18,7 @@ from benchmarks.experiments.run import Run
 from benchmarks.records import read, write
 from benchmarks.report.__main__ import main
 from benchmarks.report.markdown import number, spread, table
-from benchmarks.report.page import MARKERS, PICTURES, drawn, page
+from benchmarks.report.page import PICTURES, drawn, page
 from benchmarks.report.read import load
 from benchmarks.report.speed import exponent, width_series
 
@@ -368,7 +368,7 @@ def test_only_what_stands_between_the_markers_of_the_readme_changes(place: Path,
     readme.write_text("above\n")
     report(place)
     assert readme.read_text() == "above\n"
-    (begin, end), (speed, speed_end) = MARKERS["results"], MARKERS["speed"]
+    begin, end, speed, speed_end = (f"<!-- {name} -->" for name in ("results", "/results", "speed", "/speed"))
     readme.write_text(f"above\n{begin}\nold\n{end}\nbetween\n{speed}\nold\n{speed_end}\nbelow\n")
     assert report(place, "--check").exit_code == 1
     report(place)
