@@ -20,6 +20,8 @@ from thanos.pattern import (
 if TYPE_CHECKING:
     from thanos.compact import pack, unpack
     from thanos.loading import load
+    from thanos.recover.model import recover_model
+    from thanos.recover.options import RecoverOptions
     from thanos.scoring.perplexity import perplexity
     from thanos.scoring.zeroshot import zero_shot
     from thanos.shrink import shrink_model
@@ -32,6 +34,7 @@ __all__ = [
     "Options",
     "Pattern",
     "PrunedWeight",
+    "RecoverOptions",
     "SemiStructured",
     "Shrink",
     "Structured",
@@ -46,6 +49,7 @@ __all__ = [
     "prune_group",
     "prune_model",
     "prune_weight",
+    "recover_model",
     "shrink_model",
     "unpack",
     "zero_shot",
@@ -58,6 +62,8 @@ _LATER = {
     "pack": "thanos.compact",
     "perplexity": "thanos.scoring.perplexity",
     "prune_model": "thanos.walk.model",
+    "RecoverOptions": "thanos.recover.options",
+    "recover_model": "thanos.recover.model",
     "shrink_model": "thanos.shrink",
     "unpack": "thanos.compact",
     "zero_shot": "thanos.scoring.zeroshot",

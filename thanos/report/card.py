@@ -109,8 +109,9 @@ def _sentence(run: Run, name: str) -> str:
     samples = run.part("calibration")
     length = samples.get("length", samples.get("sequence_length"))
     text = Path(str(samples.get("source", ""))).name
+    follows = "" if recoveries(run) else "; no training followed"
     calibrated = (
-        f" It was calibrated on {samples['samples']} samples of {length} tokens of {text}{'' if recoveries(run) else '; no training followed'}."
+        f" It was calibrated on {samples['samples']} samples of {length} tokens of {text}{follows}."
         if samples.get("samples") and length and text
         else ""
     )

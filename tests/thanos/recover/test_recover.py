@@ -133,12 +133,12 @@ def test_a_run_that_was_interrupted_comes_to_the_same_end(
     record = thanos.prune_model(pruned, WINDOWS[:8], "0.5").to_dict()
     asked = RecoverOptions(steps=12, train=train, learning_rate=3e-3, save_minutes=0)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(point: Any, share: float) -> None:
         if point.step == 6:
-            raise Killed
+            raise KilledError
 
     def run(folder: Path, progress: Any = None) -> tuple[Any, Any]:
         model = copy.deepcopy(pruned)
@@ -147,7 +147,7 @@ def test_a_run_that_was_interrupted_comes_to_the_same_end(
         return model, done.training
 
     want, whole = run(tmp_path / "whole")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "part", kill)
     have, rest = run(tmp_path / "part")
     assert [(point.step, point.held_out) for point in rest.curve] == [
