@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,16 +57,16 @@ def find_sparse(model: nn.Module, record: Mapping[str, Any], options: RecoverOpt
     part = record.get("options")
     said: Mapping[str, Any] = part if isinstance(part, Mapping) else {}
     layers = [layer for block in find_decoder(model).layers for layer in block]
+    named = {str(entry["name"]) for entry in record.get("layers", [])} if not said.get("became") else set()
+    chosen = [layer for layer in layers if not named or layer.name in named]
+    wanted = options.pattern or pattern_of(record)
+    found = [_sparse(layer, said, wanted) for layer in chosen]
     if options.mask != "fixed":
-        return [_sparse(layer, said, options.pattern or pattern_of(record)) for layer in layers]
+        return _movable(found, record, options)
     if said.get("became"):
         if options.pattern is not None:
             raise ValueError(f"the model was made smaller ({said['became'][0]}) and has no zeros of {options.pattern}")
         return []
-    named = {str(entry["name"]) for entry in record.get("layers", [])}
-    chosen = [layer for layer in layers if not named or layer.name in named]
-    wanted = options.pattern or pattern_of(record)
-    found = [_sparse(layer, said, wanted) for layer in chosen]
     found = [one for one in found if bool(one.gone.any())]
     if not found:
         raise ValueError(
@@ -76,6 +77,34 @@ def find_sparse(model: nn.Module, record: Mapping[str, Any], options: RecoverOpt
         for one in found:
             check_pattern(one.layer.name, one.gone, one.exempt, options.pattern)
     return found
+
+
+def _movable(found: list[Sparse], record: Mapping[str, Any], options: RecoverOptions) -> list[Sparse]:
+    """Layers whose zeros may move; refused where nothing says how many there are to be."""
+    if options.pattern is None and str(record.get("pattern", "")).startswith("structured"):
+        raise ValueError(
+            "the zeros of whole columns do not move; keep --mask fixed, or name an n:m or unstructured pattern"
+        )
+    if options.pattern is None and not any(bool(one.gone.any()) for one in found):
+        raise ValueError(f"--mask {options.mask} needs a pattern, such as 2:4 or 0.5: the model has no zeros to go by")
+    if isinstance(options.pattern, SemiStructured):
+        for one in found:
+            try:
+                options.pattern.validate(*one.gone.shape)
+            except ValueError as error:
+                raise ValueError(f"{one.layer.name}: {error}") from None
+    return found
+
+
+def has_pattern(one: Sparse, pattern: TRAINABLE | None) -> bool:
+    """Whether a layer's zeros are those of a pattern; of None, whatever they are."""
+    if pattern is None:
+        return True
+    try:
+        check_pattern(one.layer.name, one.gone, one.exempt, pattern)
+    except ValueError:
+        return False
+    return True
 
 
 def _sparse(layer: Layer, said: Mapping[str, Any], pattern: TRAINABLE | None) -> Sparse:
@@ -119,6 +148,9 @@ class FixedMask:
         self._values = values
         self.gone = {name: mask for name, mask in gone.items() if name in values}
 
+    steady = True
+    """Whether a loss that rises is a sign of a rate that is too high."""
+
     @property
     def final(self) -> bool:
         """Whether the weights have the zeros that they are to have in the end."""
@@ -140,6 +172,15 @@ class FixedMask:
         with torch.no_grad():
             for name, mask in self.gone.items():
                 self._values[name].masked_fill_(mask, 0)
+
+    def settle(self) -> None:
+        """The training is over, and the best values are back: take their zeros for the mask."""
+
+    def save(self, folder: Path) -> None:
+        """Write what a run that is taken up needs beside its values."""
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote."""
 
 
 def parameter_masks(sparse: list[Sparse], model: nn.Module) -> dict[str, Tensor]:

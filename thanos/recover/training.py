@@ -140,7 +140,7 @@ class _Watch(TrainerCallback):
             self.found.best = step
             if step:
                 write_values(self._folder / f"best-{step}.safetensors", self._student)
-        elif self._mask.final and not loss < best + _FAR and math.isfinite(best):
+        elif self._mask.steady and not loss < best + _FAR and math.isfinite(best):
             self._stop(control, f"the loss held out rose from {best:.3f} to {loss:.3f} in {step} steps")
         if self._progress is not None:
             self._progress(point, self._budget.progress(step))
@@ -149,6 +149,7 @@ class _Watch(TrainerCallback):
         """A checkpoint was written: say so, and then remove what it replaces."""
         self._saved = self.found.seconds = self._budget.seconds
         last = self._folder / f"checkpoint-{state.global_step}"
+        self._mask.save(last)
         sync_tree(last)
         value = {**dataclasses.asdict(self.found), "checkpoint": last.name, "losses": self._losses, "done": self._done}
         write_json(self._folder / _STATE, value)
@@ -197,6 +198,7 @@ def train(
     watch = _Watch(student, mask, options, budget, found, folder, tokens, progress)
     if known is not None:
         watch.take_up(known)
+        mask.load(folder / known["checkpoint"])
     trainer = Trainer(
         model=student,
         args=arguments,
@@ -212,6 +214,7 @@ def train(
     trainer.train(resume_from_checkpoint=None if known is None else str(folder / known["checkpoint"]))
     found.seconds = budget.seconds
     _keep_best(student, found, folder)
+    mask.settle()
     return found
 
 

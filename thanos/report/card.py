@@ -128,7 +128,7 @@ def _numbers(run: Run) -> list[tuple[str, str, str]]:
             (f"perplexity on {text}", numbers.perplexity(scores.get("dense")), numbers.perplexity(scores.get("pruned")))
         )
     for recovery in recoveries(run):
-        before, after, text = scores(recovery)
+        before, after, text = before_and_after(recovery)
         if after is not None:
             label = f"perplexity on {text}, before and after training"
             rows.append((label, numbers.perplexity(before), numbers.perplexity(after)))

@@ -37,7 +37,7 @@ def told(recovery: Mapping[str, Any]) -> str:
     )
 
 
-def scores(recovery: Mapping[str, Any]) -> tuple[float | None, float | None, str]:
+def before_and_after(recovery: Mapping[str, Any]) -> tuple[float | None, float | None, str]:
     """The perplexities before and after one training, and the name of the text."""
     found = _part(recovery, "perplexity")
     return as_number(found.get("before")), as_number(found.get("after")), Path(str(found.get("source", ""))).name
@@ -50,7 +50,7 @@ def recovery_html(run: Run) -> str:
 
 def _one(recovery: Mapping[str, Any]) -> str:
     lines = [told(recovery) + "."]
-    before, after, source = scores(recovery)
+    before, after, source = before_and_after(recovery)
     if after is not None:
         lines.append(f"Perplexity on {source}: {numbers.perplexity(before)} before, {numbers.perplexity(after)} after.")
     points = [one for one in recovery.get("curve") or [] if isinstance(one, Mapping)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thanos.report import numbers
-from thanos.report.curve import recoveries, recovery_html, scores
+from thanos.report.curve import before_and_after, recoveries, recovery_html
 from thanos.report.depth import depth_plots
 from thanos.report.figures import bars
 from thanos.report.read import Run, as_number
@@ -132,7 +132,7 @@ def _tiles(run: Run) -> list[str]:
         note = " ".join(filter(None, [numbers.change(before, after), f"on {Path(source).name}" if source else ""]))
         tiles.append(_tile("Perplexity", numbers.perplexity(after), f"from {numbers.perplexity(before)}", note))
     for recovery in recoveries(run)[-1:]:
-        before, after, source = scores(recovery)
+        before, after, source = before_and_after(recovery)
         if after is not None:
             title, note = "Perplexity, trained", f"{numbers.change(before, after)} on {source}".strip()
             tiles.append(_tile(title, numbers.perplexity(after), f"from {numbers.perplexity(before)}", note))
