@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from thanos.report import numbers
-from thanos.report.curve import recoveries, told
+from thanos.report.curve import before_and_after, recoveries, told
 from thanos.report.page import PAGE
 from thanos.report.read import Run, as_number
 from thanos.report.recipe import RECIPE
