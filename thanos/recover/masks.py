@@ -42,6 +42,12 @@ def pattern_of(record: Mapping[str, Any]) -> TRAINABLE | None:
         return None
 
 
+def wanted_pattern(record: Mapping[str, Any], options: RecoverOptions) -> TRAINABLE | None:
+    """What the zeros must be in the end: what is asked for, or the record's n:m; None keeps each layer's number."""
+    recorded = pattern_of(record)
+    return options.pattern or (recorded if isinstance(recorded, SemiStructured) else None)
+
+
 def find_sparse(model: nn.Module, record: Mapping[str, Any], options: RecoverOptions) -> list[Sparse]:
     """The layers whose zeros are to be kept.
 

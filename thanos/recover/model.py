@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thanos.recover.masks import FixedMask, Sparse, check_pattern, find_sparse, parameter_masks
-from thanos.recover.options import RecoverOptions
+from thanos.recover.masks import FixedMask, Sparse, check_pattern, find_sparse, parameter_masks, wanted_pattern
+from thanos.recover.options import TRAINABLE, RecoverOptions
 from thanos.recover.phases import AlternatingMask, DecayingMask
 from thanos.recover.student import Student, fast_dtype
 from thanos.recover.training import Point, Training, train
@@ -80,7 +80,8 @@ def recover_model(
         dtype=dtype,
         device=where,
     )
-    mask = _mask(student, model, sparse, masks, options)
+    pattern = options.pattern if options.mask == "fixed" else wanted_pattern(record or {}, options)
+    mask = _mask(student, model, sparse, masks, options, pattern)
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="thanos-") as own:
             training = train(student, mask, windows, held_out, options, Path(own), progress=progress)
@@ -88,10 +89,10 @@ def recover_model(
         training = train(student, mask, windows, held_out, options, folder, progress=progress)
     if training.best is None:
         raise ValueError(f"training came to nothing: {training.note or 'no weights with their zeros were measured'}")
-    if options.mask != "fixed":
+    if options.mask != "fixed" and training.best:
         masks = mask.gone
     names = _write(model, student, masks) if training.best else ()
-    return Recovered(training, names, _checked(model, sparse, masks, options), dtype)
+    return Recovered(training, names, _checked(model, sparse, masks, pattern), dtype)
 
 
 def check_windows(windows: Tensor, held_out: Tensor, batch_size: int) -> None:
@@ -117,13 +118,18 @@ def check_teacher(model: Any, teacher: Any) -> None:
 
 
 def _mask(
-    student: Student, model: nn.Module, sparse: list[Sparse], masks: Mapping[str, Tensor], options: RecoverOptions
+    student: Student,
+    model: nn.Module,
+    sparse: list[Sparse],
+    masks: Mapping[str, Tensor],
+    options: RecoverOptions,
+    pattern: TRAINABLE | None,
 ) -> FixedMask:
     if options.mask == "fixed":
         where = next(student.parameters()).device
         return FixedMask(student.values, {name: one.to(where) for name, one in masks.items()})
     moving = DecayingMask if options.mask == "decaying" else AlternatingMask
-    return moving(student.values, model, sparse, options.pattern)
+    return moving(student.values, model, sparse, pattern)
 
 
 def _write(model: nn.Module, student: Student, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -138,7 +144,7 @@ def _write(model: nn.Module, student: Student, masks: Mapping[str, Tensor]) -> t
 
 
 def _checked(
-    model: nn.Module, sparse: list[Sparse], masks: Mapping[str, Tensor], options: RecoverOptions
+    model: nn.Module, sparse: list[Sparse], masks: Mapping[str, Tensor], pattern: TRAINABLE | None
 ) -> dict[str, int]:
     """The zeros of each layer, counted, after a last look at what was promised."""
     for name, gone in masks.items():
@@ -147,8 +153,8 @@ def _checked(
     found = {}
     for one in sparse:
         zero = one.layer.weight == 0
-        if options.pattern is not None:
-            check_pattern(one.layer.name, zero, one.exempt, options.pattern)
+        if pattern is not None:
+            check_pattern(one.layer.name, zero, one.exempt, pattern)
         elif int(zero.sum()) < int(one.gone.sum()):
             raise RuntimeError(f"{one.layer.name} lost zeros in training")
         found[one.layer.name] = int(zero.sum())
