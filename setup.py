@@ -37,6 +37,7 @@ KERNELS = [
     "column_sweep.cpp",
     "hessian.cpp",
     "sparse_linear.cpp",
+    "sparse_int8.cpp",
     "pack_24.cpp",
 ]
 CUDA_KERNELS = ["pack_24.cu"]
@@ -45,7 +46,7 @@ FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fas
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVX512 += ["-Wno-maybe-uninitialized"]  # g++ 12 warns of its own headers
-X86_TIERS = {"avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi2"], "avx512": AVX512, "avx2": AVX2}
+X86_TIERS = {"avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi2", "-mavx512vnni"], "avx512": AVX512, "avx2": AVX2}
 
 
 def find_compiler() -> list[str]:

@@ -36,6 +36,16 @@ static inline void from_float(float value, bfloat16* out) {  // to nearest, ties
     out->bits = nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+#if defined(__AVX2__)
+
+static inline float total_of(__m256 sum) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+#endif
+
 #if defined(__AVX512F__)
 
 // Sixteen float32 lanes; bfloat16 values are widened first.
@@ -124,12 +134,6 @@ struct ExpandTables {
     }
 };
 static const ExpandTables expand_tables;
-
-static inline float total_of(__m256 sum) {
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
 
 // Eight float32 lanes: a permutation looked up by the mask (vpermps reads three bits of each entry), and the entry's
 // sign spread over the lane to clear what is not kept: three instructions where comparing bits of the mask took six.

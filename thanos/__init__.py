@@ -67,4 +67,8 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("thanos-pruning")
     raise AttributeError(f"module 'thanos' has no attribute {name!r}")

@@ -299,3 +299,10 @@ def _name(dtype: torch.dtype) -> str:
 
 def _describe(value: object) -> str:
     return f"{_name(value.dtype)} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def unpack_24_codes(metadata: Tensor) -> Tensor:
+    """Positions (c, groups, 2) int64, from 0 to 3, of the kept values that ``row_major`` metadata (c, words) names."""
+    shifts = torch.arange(0, 16, 4, dtype=torch.int64, device=metadata.device)
+    codes = (metadata.long()[..., None] >> shifts & 15).flatten(1)
+    return torch.stack((codes & 3, codes >> 2), 2)

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thanos_kernels import native
-from thanos_kernels.pack import Packed24, unpack_24
+from thanos_kernels.pack import Packed24, unpack_24, unpack_24_codes
 
 WORD = 64
-_EXTENSION: Any = vars(native)["_C"]
+EXTENSION: Any = vars(native)["_C"]
 _KINDS = (torch.float32, torch.bfloat16, torch.float16)
 _TILE_BYTES = 32 << 20  # of decoded weights: the library loses speed on smaller ones, larger ones leave the cache
 _scratch = threading.local()  # the tile, kept between calls: fresh pages cost more than decoding into them
@@ -52,7 +52,7 @@ class Bitmask:
         out = self.values.new_empty((count, self.shape[1])) if out is None else out
         if _native(self.values):
             arguments = (self.values.data_ptr(), self.bits.data_ptr(), self.starts.data_ptr())
-            _EXTENSION.bitmask_decode(*arguments, *self.shape, first, count, *_output(out))
+            EXTENSION.bitmask_decode(*arguments, *self.shape, first, count, *_output(out))
             return out
         shifts = torch.arange(WORD, dtype=torch.int64, device=self.bits.device)
         kept = (self.bits[first : first + count, :, None] >> shifts & 1).flatten(1)[:, : self.shape[1]].bool()
@@ -61,7 +61,7 @@ class Bitmask:
 
     def _kernel(self, inputs: int, bias: int, targets: int, out: Tensor, tokens: int) -> None:
         arguments = (self.values.data_ptr(), self.bits.data_ptr(), self.starts.data_ptr(), inputs, bias, targets)
-        _EXTENSION.bitmask_linear(*arguments, out.data_ptr(), *self.shape, tokens, out.shape[1], *_machine(out))
+        EXTENSION.bitmask_linear(*arguments, out.data_ptr(), *self.shape, tokens, out.shape[1], *_machine(out))
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,18 @@ class Rows24:
         if _native(self.values):
             out = self.values.new_empty((count, self.shape[1])) if out is None else out
             arguments = (self.values.data_ptr(), self.metadata.data_ptr())
-            _EXTENSION.sparse24_decode(*arguments, *self.shape, first, count, *_output(out))
+            EXTENSION.sparse24_decode(*arguments, *self.shape, first, count, *_output(out))
             return out
         values, metadata = self.values[first : first + count], self.metadata[first : first + count]
         if values.dtype in _KINDS:
             return unpack_24(Packed24(values, metadata, "row_major", (count, self.shape[1])))
-        shifts = torch.arange(0, 16, 4, dtype=torch.int64, device=metadata.device)
-        codes = (metadata.long()[..., None] >> shifts & 15).flatten(1)
-        positions = torch.stack((codes & 3, codes >> 2), 2)
-        groups = values.new_zeros((*codes.shape, 4))
+        positions = unpack_24_codes(metadata)
+        groups = values.new_zeros((*positions.shape[:2], 4))
         return groups.scatter_(2, positions, values.unflatten(1, (-1, 2))).flatten(1)
 
     def _kernel(self, inputs: int, bias: int, targets: int, out: Tensor, tokens: int) -> None:
         arguments = (self.values.data_ptr(), self.metadata.data_ptr(), inputs, bias, targets)
-        _EXTENSION.sparse24_linear(*arguments, out.data_ptr(), *self.shape, tokens, out.shape[1], *_machine(out))
+        EXTENSION.sparse24_linear(*arguments, out.data_ptr(), *self.shape, tokens, out.shape[1], *_machine(out))
 
 
 @dataclass(frozen=True)
@@ -109,10 +107,21 @@ class Dense:
 
     def _kernel(self, inputs: int, bias: int, targets: int, out: Tensor, tokens: int) -> None:
         arguments = (self.values.data_ptr(), inputs, bias, targets, out.data_ptr())
-        _EXTENSION.dense_linear(*arguments, *self.shape, tokens, out.shape[1], *_machine(out))
+        EXTENSION.dense_linear(*arguments, *self.shape, tokens, out.shape[1], *_machine(out))
 
 
-Weight = Bitmask | Rows24 | Dense
+class Weight(Protocol):
+    """A form of weight: those above, and :class:`thanos_kernels.sparse_int8.Int8`."""
+
+    @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def decode(self, first: int = 0, count: int | None = None, out: Tensor | None = None) -> Tensor: ...
+
+    def _kernel(self, inputs: int, bias: int, targets: int, out: Tensor, tokens: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ def linear(
         TypeError: not everything is of the inputs' dtype. Kernels read memory and would not notice.
     """
     for tensor in (weight.values, bias, None if outliers is None else outliers.weight):
-        if tensor is not None and tensor.dtype != inputs.dtype:
+        if tensor is not None and tensor.dtype not in (inputs.dtype, torch.int8):
             raise TypeError(
                 f"inputs are {inputs.dtype}, but a part of the layer is {tensor.dtype}: convert it with .to()"
             )
@@ -235,7 +244,7 @@ def gather_columns(inputs: Tensor, columns: Tensor) -> Tensor:
         return inputs.index_select(1, columns)
     out = inputs.new_empty((len(inputs), len(columns)))
     arguments = (inputs.data_ptr(), columns.data_ptr(), out.data_ptr())
-    _EXTENSION.gather_columns(*arguments, *inputs.shape, len(columns), *_machine(out))
+    EXTENSION.gather_columns(*arguments, *inputs.shape, len(columns), *_machine(out))
     return out
 
 

@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 
 from thanos_kernels.sparse import Bitmask, Dense, Outliers, Rows24, linear
+from thanos_kernels.sparse_int8 import Int8
 
 _LIBRARY = torch.library.Library("thanos", "FRAGMENT")
 _OUTLIERS = "Tensor outliers, Tensor outlier_rows, Tensor rows, Tensor order"
 _SCHEMAS = (
     "bitmask_linear(Tensor inputs, Tensor values, Tensor bits, Tensor starts, Tensor? bias) -> Tensor",
     f"sparse24_linear(Tensor inputs, Tensor values, Tensor metadata, {_OUTLIERS}, Tensor? bias) -> Tensor",
+    "int8_bitmask_linear(Tensor inputs, Tensor values, Tensor scales, Tensor bits, Tensor starts, Tensor? bias) "
+    "-> Tensor",
+    f"int8_sparse24_linear(Tensor inputs, Tensor values, Tensor scales, Tensor metadata, {_OUTLIERS}, Tensor? bias) "
+    "-> Tensor",
     f"columns_linear(Tensor inputs, Tensor values, Tensor columns, {_OUTLIERS}, Tensor? bias) -> Tensor",
 )
 
@@ -40,6 +45,41 @@ def _sparse24_linear(
 ) -> Tensor:
     weight = Rows24(values, metadata, (len(values), inputs.shape[1]))
     return linear(inputs, weight, bias, Outliers(outliers, outlier_rows, rows, order))
+
+
+def _int8_bitmask_linear(
+    inputs: Tensor, values: Tensor, scales: Tensor, bits: Tensor, starts: Tensor, bias: Tensor | None
+) -> Tensor:
+    form = Bitmask(values, bits, starts, (len(bits), inputs.shape[1]))
+    return linear(inputs, Int8(form, scales, inputs.dtype), bias)
+
+
+def _int8_sparse24_linear(
+    inputs: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    metadata: Tensor,
+    outliers: Tensor,
+    outlier_rows: Tensor,
+    rows: Tensor,
+    order: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    form = Rows24(values, metadata, (len(values), inputs.shape[1]))
+    weight = Int8(form, scales, inputs.dtype)
+    return linear(inputs, weight, bias, Outliers(outliers, outlier_rows, rows, order))
+
+
+def _fake_int8_bitmask_linear(
+    inputs: Tensor, values: Tensor, scales: Tensor, bits: Tensor, starts: Tensor, bias: Tensor | None
+) -> Tensor:
+    return inputs.new_empty((inputs.shape[0], bits.shape[0]))
+
+
+def _fake_int8_sparse24_linear(inputs: Tensor, *parts: Tensor | None) -> Tensor:
+    order = parts[6]
+    assert order is not None
+    return inputs.new_empty((inputs.shape[0], order.shape[0]))
 
 
 def _columns_linear(
@@ -88,4 +128,6 @@ def _define(schema: str, real: Callable[..., Tensor], fake: Callable[..., Tensor
 
 bitmask_linear = _define(_SCHEMAS[0], _bitmask_linear, _fake_bitmask_linear)
 sparse24_linear = _define(_SCHEMAS[1], _sparse24_linear, _fake_with_outliers)
-columns_linear = _define(_SCHEMAS[2], _columns_linear, _fake_with_outliers)
+int8_bitmask_linear = _define(_SCHEMAS[2], _int8_bitmask_linear, _fake_int8_bitmask_linear)
+int8_sparse24_linear = _define(_SCHEMAS[3], _int8_sparse24_linear, _fake_int8_sparse24_linear)
+columns_linear = _define(_SCHEMAS[4], _columns_linear, _fake_with_outliers)

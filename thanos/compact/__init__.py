@@ -2,6 +2,7 @@
 
 from thanos.compact.checkpoint import Packed, load, pack, unpack
 from thanos.compact.format import MANIFEST, FormatError, read_manifest
+from thanos.compact.int8 import Int8BitmaskLinear, Int8Sparse24Linear
 from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "BitmaskLinear",
     "ColumnPrunedLinear",
     "FormatError",
+    "Int8BitmaskLinear",
+    "Int8Sparse24Linear",
     "Packed",
     "Sparse24Linear",
     "load",

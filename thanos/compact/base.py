@@ -10,7 +10,6 @@ from torch.nn.functional import linear as dense_product
 from typing_extensions import Self
 
 from thanos.linear import is_linear, is_plain, weight_of
-from thanos_kernels.sparse import Weight
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,6 +63,11 @@ class SparseLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight (out_features, in_features) decoded: a new tensor at each call."""
+        raise NotImplementedError
+
+    @property
+    def _form(self) -> Any:
+        """The weight in the form that the operations take: where there are outlier rows, the other rows."""
         raise NotImplementedError
 
     def _compress(self, weight: Tensor) -> None:
@@ -220,10 +224,6 @@ class OutlierRowsLinear(SparseLinear):
         self.order = torch.cat((self.rows, self.outlier_rows)).argsort()  # of the outputs of both products
 
     @property
-    def _compressed(self) -> Weight:
-        raise NotImplementedError
-
-    @property
     def _places(self) -> tuple[Any, ...]:
         """The outlier rows and where all rows stand, as the operators take them."""
         held = self._buffers
@@ -234,7 +234,7 @@ class OutlierRowsLinear(SparseLinear):
         return torch.cat((self._decoded_rows(), self.outliers))[self.order]
 
     def _decoded_rows(self) -> Tensor:
-        return self._compressed.decode()
+        return self._form.decode()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, outlier_rows={len(self.outlier_rows)}"

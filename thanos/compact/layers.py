@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear as dense_product
@@ -26,6 +27,8 @@ from thanos_kernels.sparse import (
     starts_of,
 )
 
+_GROUP_CODES = (4, 8, 12, 9, 13, 14)  # of two columns in order
+_CODES = np.array([byte & 15 in _GROUP_CODES and byte >> 4 in _GROUP_CODES for byte in range(256)])  # of two groups
 _EMPTY_CODES = -4370  # int16 0xEEEE: four groups that keep their last two positions
 
 
@@ -64,12 +67,12 @@ class BitmaskLinear(SparseLinear):
             raise ValueError(f"bits beyond column {self.in_features - 1} are set")
 
     @property
-    def _compressed(self) -> Bitmask:
+    def _form(self) -> Bitmask:
         return Bitmask(self.values, self.bits, self.starts, (self.out_features, self.in_features))
 
     @property
     def weight(self) -> Tensor:
-        return self._compressed.decode()
+        return self._form.decode()
 
     def _product(self, inputs: Tensor) -> Tensor:
         held = self._buffers  # attributes of a module take longer to find
@@ -86,7 +89,7 @@ class Sparse24Linear(OutlierRowsLinear):
     of :mod:`thanos_kernels.pack`; ``outliers``, ``outlier_rows``; ``bias``.
     """
 
-    _sized = ("values", "metadata", "outliers", "outlier_rows")
+    _sized: tuple[str, ...] = ("values", "metadata", "outliers", "outlier_rows")
     values: Tensor
     metadata: Tensor
 
@@ -118,9 +121,11 @@ class Sparse24Linear(OutlierRowsLinear):
                 f"values {tuple(self.values.shape)} and metadata {tuple(self.metadata.shape)} are not those of 2:4 "
                 f"rows of {self.in_features} columns"
             )
+        if not self.metadata.is_meta and not _CODES[self.metadata.cpu().numpy().view(np.uint8)].all():
+            raise ValueError("metadata holds a code of a 2:4 group that does not name two columns in order")
 
     @property
-    def _compressed(self) -> Rows24:
+    def _form(self) -> Rows24:
         return Rows24(self.values, self.metadata, (len(self.values), self.in_features))
 
     def _product(self, inputs: Tensor) -> Tensor:
@@ -129,7 +134,7 @@ class Sparse24Linear(OutlierRowsLinear):
 
     def _accelerated(self, inputs: Tensor) -> Tensor:
         if self._on_device is None or self._on_device.device != inputs.device:
-            self._on_device = _semi_structured(self._compressed) if inputs.is_cuda else None
+            self._on_device = _semi_structured(self._form) if inputs.is_cuda else None
             if self._on_device is None:
                 self._on_device = self._decoded_rows()
         count = len(self.rows)
@@ -170,7 +175,7 @@ class ColumnPrunedLinear(OutlierRowsLinear):
             check_index("columns", self.columns, self.in_features)
 
     @property
-    def _compressed(self) -> Dense:
+    def _form(self) -> Dense:
         return Dense(self.values)
 
     def _product(self, inputs: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def load_samples(
             not (.gz, .zst, .bz2, .xz); a directory of such files, or one that ``datasets`` saved; or a list of
             documents. Chats are written by the tokenizer's chat template.
         tokenizer: a Hugging Face tokenizer.
-        samples, length: N and S, the number of samples and the tokens in each.
+        samples: N, the number of samples.
+        length: S, the tokens in each.
         seed: of a generator of its own; global random state is neither used nor changed.
         bos: whether samples start with the begin-of-sequence token, see :func:`thanos.text.beginning.beginning`.
         text_field: of the records of a file or data set; None takes ``text``, or else a chat in ``messages`` or
