@@ -44,6 +44,7 @@ _OF_WEIGHTS = (
     "correction",
     "reconstruct",
     "allocation",
+    "search_evaluations",
     "quality",
     "block_size",
     "outlier_fraction",
@@ -143,6 +144,12 @@ def _default(name: str) -> Any:
     default=_default("allocation"),
     type=click.Choice(ALLOCATIONS),
     help="Remove the same share of each layer, or share the total out among them; for unstructured patterns.",
+)
+@click.option(
+    "--search-evaluations",
+    default=_default("search_evaluations"),
+    type=click.IntRange(min=1),
+    help="How many allocations `--allocation search` may judge.",
 )
 @click.option(
     "--reconstruct",

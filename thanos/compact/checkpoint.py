@@ -6,9 +6,7 @@ holding a dense weight of a compressed layer, and :func:`unpack` restores the or
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from thanos.checkpoint import check_target, load_config, staged
+from thanos.checkpoint import check_target, fill, staged
 from thanos.compact.base import SparseLinear
 from thanos.compact.files import copy_others, save_again, weight_files
 from thanos.compact.format import (
@@ -36,7 +34,7 @@ from thanos.compact.format import (
     read_manifest,
 )
 from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear, columns_removed, rows_not_24
-from thanos.linear import is_plain, is_transposed
+from thanos.compact.structure import Structure, build, examine, install
 from thanos_kernels.sparse import WORD
 
 _CLASSES: dict[str, type[SparseLinear]] = {
@@ -46,13 +44,16 @@ _CLASSES: dict[str, type[SparseLinear]] = {
 }
 _WORTH = 0.95  # of the dense bytes: a layer that saves less stays dense
 _NEAR = 1.02  # of the smallest form: the faster of forms this near is taken
-_REGISTERING = threading.RLock()  # held while nn.Module.register_parameter is another
 _PARTS = ("values", "bits", "metadata", "columns", "outliers", "outlier_rows", "zero_signs")
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What :func:`pack` did: each linear layer's kind ("dense" where it was left), and bytes before and after."""
+    """What :func:`pack` did: each linear layer's kind, and bytes before and after.
+
+    The kind is "dense" where a layer was left as it is, and "fused" of a tensor that holds the projections of several
+    experts, which is left as well.
+    """
 
     kinds: dict[str, str]
     dense_bytes: int
@@ -96,8 +97,8 @@ def pack(source: str | Path, output: str | Path, *, overwrite: bool = False, tru
         trust_remote_code: run the Python code that comes with the model. Nothing in a checkpoint can ask for it.
 
     Raises:
-        ValueError: no such checkpoint, not in safetensors, damaged, of an architecture whose tensors Transformers
-            renames when loading, or ``output`` cannot be written.
+        ValueError: no such checkpoint, not in safetensors, damaged, without a tensor that its configuration asks for,
+            or ``output`` cannot be written.
     """
     source, output = Path(source), Path(output)
     if (source / MANIFEST).is_file():
@@ -106,7 +107,8 @@ def pack(source: str | Path, output: str | Path, *, overwrite: bool = False, tru
     files, index = weight_files(source)
     headers = {file: read_header(source / file) for file in files}
     shapes = {name: entry.shape for _, entries in headers.values() for name, entry in entries.items()}
-    linears = _linears(str(source), shapes, trust_remote_code)
+    structure = examine(source, shapes, trust_remote_code)
+    linears = {name for name in structure.linears if name.endswith(".weight")}
     if not linears:
         raise ValueError(f"{source} holds no linear layer that could be packed; it is used as it is")
     layers: dict[str, Layer] = {}
@@ -121,10 +123,13 @@ def pack(source: str | Path, output: str | Path, *, overwrite: bool = False, tru
                 for tensor in headers[file][1]:
                     weight = reader.get_tensor(tensor)
                     name = tensor.removesuffix(".weight")
-                    if name == tensor or name not in linears:
+                    if tensor not in linears:
                         tensors[tensor] = weight
+                        if tensor in structure.fused:
+                            kinds[tensor] = "fused"
+                            sizes = [size + weight.nbytes for size in sizes]
                         continue
-                    packed = _compress(weight, tensor, compact, linears[name])
+                    packed = _compress(weight, tensor, compact, structure.linears[tensor])
                     taken = packed is not None and not any(f"{name}.{part}" in shapes for part in _PARTS)
                     kept = packed[1] if packed is not None and taken else {"weight": weight}
                     kinds[name] = packed[0].kind if packed is not None and taken else "dense"
@@ -149,29 +154,30 @@ def load(folder: str | Path, *, device: str | torch.device | None = None, trust_
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    config = load_config(str(folder), trust_remote_code=trust_remote_code)
     shapes = _ordinary_shapes(manifest)
-    _check_config(config, shapes, folder, trust_remote_code)
-    model = _build(config, trust_remote_code, meta=False)
-    for name, layer in manifest.layers.items():
-        parent, _, child = name.rpartition(".")
-        old = model.get_submodule(name)
-        if not is_plain(old) or is_transposed(old) != layer.transposed:
-            raise FormatError(
-                f"{folder}: {name} is a {type(old).__name__} here, which its sparse form cannot stand for"
-            )
-        kind, (rows, columns) = _CLASSES[layer.kind], layer.shape
-        new = kind(columns, rows, getattr(old, "bias", None) is not None, "meta", DTYPES[layer.dtype][1])
-        setattr(model.get_submodule(parent), child, new)
-    state: dict[str, Tensor] = {}
+    structure = examine(folder, shapes, trust_remote_code)
+    dtypes = Counter(DTYPES[layer.dtype][1] for layer in manifest.layers.values())
+    dtype = dtypes.most_common(1)[0][0] if dtypes else torch.get_default_dtype()
+    model = build(structure.config, trust_remote_code, meta=False, dtype=dtype)
+    installed = install(model, structure, manifest.layers, shapes, _CLASSES, dtype)
+    names = _names_in_model(manifest, structure, installed)
+    dense: dict[str, Tensor] = {}
+    sparse: dict[str, Tensor] = {}
     for source in manifest.sources:
         with safe_open(folder / source.file, framework="pt") as reader:
-            names = [name for name in reader.keys() if not name.endswith(".zero_signs")]  # noqa: SIM118
-            state |= {name: reader.get_tensor(name).clone() for name in names}
+            for name in reader.keys():  # noqa: SIM118
+                if name in names and name not in structure.targets:
+                    sparse[names[name]] = reader.get_tensor(name).clone()
+                elif name in structure.slots and name in names:
+                    sparse[names[name]] = reader.get_tensor(name).to(dtype, copy=True)
+                elif name in structure.targets:
+                    dense[name] = reader.get_tensor(name).clone()
     try:
-        model.load_state_dict(state, strict=False, assign=True)
+        model.load_state_dict(sparse, strict=False, assign=True)
     except RuntimeError as error:
         raise FormatError(f"{folder} is damaged: {' '.join(str(error).split())}") from error
+    del sparse
+    fill(model, dense, dtype)
     model.tie_weights()
     if left := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
         raise FormatError(f"{folder} lacks the tensor {left[0]} that its configuration asks for")
@@ -181,7 +187,8 @@ def load(folder: str | Path, *, device: str | torch.device | None = None, trust_
 
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     model.name_or_path = str(folder)
-    model.save_pretrained = partial(save_again, model, folder)
+    dtypes_now = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    model.save_pretrained = partial(save_again, model, folder, names, dtypes_now)
     return model.eval() if device is None else model.eval().to(device)
 
 
@@ -284,75 +291,22 @@ def _same_bits(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and torch.equal(left.contiguous().view(kind), right.contiguous().view(kind))
 
 
+def _names_in_model(manifest: Manifest, structure: Structure, installed: dict[str, str]) -> dict[str, str]:
+    """What the compact files' tensors are called in the model; those that are merged there with others are left out."""
+    split = frozenset(structure.slots[tensor].module for tensor in installed if tensor in structure.slots)
+    names = {}
+    for name, layer in manifest.layers.items():
+        for tensor in layer.tensors(name):
+            part = tensor.removeprefix(f"{name}.")
+            if part != "zero_signs":
+                names[tensor] = f"{installed[layer.tensor]}.{part}"
+    for tensor in structure.targets:
+        held = None if tensor in installed else structure.held_as(tensor, split)
+        if held is not None:
+            names[tensor] = held
+    return names
+
+
 def _ordinary_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
     headers = [parse_header(source.header, source.name) for source in manifest.sources]
     return {name: entry.shape for entries in headers for name, entry in entries.items()}
-
-
-def _linears(source: str, shapes: dict[str, tuple[int, ...]], trusted: bool) -> dict[str, bool]:
-    """The linear layers whose weights the checkpoint holds under their own names: name to whether it is transposed."""
-    model = _check_config(load_config(source, trust_remote_code=trusted), shapes, Path(source), trusted)
-    owners: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    linears = {}
-    for name, module in model.named_modules():
-        if not is_plain(module) or f"{name}.weight" not in shapes:
-            continue
-        if owners[id(module.weight)] == 1:  # a weight shared with the embedding stays as it is
-            linears[name] = is_transposed(module)
-    return linears
-
-
-def _check_config(config: Any, shapes: dict[str, tuple[int, ...]], folder: Path, trusted: bool) -> nn.Module:
-    """Build the model without memory and compare it with the tensors; returns it."""
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0) or 0
-    if layers > len(shapes):
-        raise FormatError(f"{folder}/config.json asks for {layers} layers, but there are {len(shapes)} tensors")
-    model = _build(config, trusted, meta=True)
-    own = model.state_dict()
-    for name, tensor in own.items():
-        if name in shapes and tuple(tensor.shape) != shapes[name]:
-            raise FormatError(
-                f"{folder}: tensor {name} has shape {shapes[name]}, but config.json asks for {tuple(tensor.shape)}"
-            )
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    held = {id(parameters[name]) for name in shapes if name in parameters}
-    for name, parameter in parameters.items():
-        if id(parameter) not in held:
-            raise FormatError(
-                f"{folder} has no tensor {name}, which its configuration asks for; checkpoints whose tensors "
-                "Transformers renames or merges when it loads them cannot be packed"
-            )
-    return model
-
-
-def _build(config: Any, trusted: bool, *, meta: bool) -> Any:
-    """The model of a configuration, its parameters without memory; buffers are computed unless ``meta``."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with _REGISTERING, torch.device("meta") if meta else _parameters_without_memory():
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)  # type: ignore[no-untyped-call]
-    except Exception as error:  # configurations fail in as many ways as there are models
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FormatError(f"the configuration of {config.model_type} does not make a model: {reason}") from error
-
-
-@contextmanager
-def _parameters_without_memory() -> Iterator[None]:
-    """Within, every parameter that a module of this thread registers moves to the meta device at once."""
-    own = threading.get_ident()
-    with _REGISTERING, torch.device("cpu"):
-        register = nn.Module.register_parameter
-
-        def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-            if parameter is not None and not parameter.is_meta and threading.get_ident() == own:
-                parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-            register(module, name, parameter)
-
-        nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.register_parameter = register  # type: ignore[method-assign]

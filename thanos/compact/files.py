@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -41,11 +43,20 @@ def copy_others(source: Path, target: Path, without: set[str]) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def save_again(model: Any, source: Path, save_directory: str | Path, **others: Any) -> None:
+def save_again(
+    model: Any,
+    source: Path,
+    names: Mapping[str, str],
+    dtypes: Mapping[str, torch.dtype],
+    save_directory: str | Path,
+    **others: Any,
+) -> None:
     """What ``save_pretrained`` of a loaded model does: its compact checkpoint once more, with its tensors as they are.
 
     Args:
         model: loaded from ``source``, its compact checkpoint.
+        names: what tensors of ``source`` are called in the model. Of others, those of ``source`` are saved.
+        dtypes: of the model's tensors as they were loaded.
 
     Raises:
         ValueError: the model is of another dtype than when it was packed, the directory is the one that it came from,
@@ -58,20 +69,20 @@ def save_again(model: Any, source: Path, save_directory: str | Path, **others: A
     if target.resolve() == source.resolve():
         raise ValueError(f"{target} holds the checkpoint that the model was loaded from; save it in another directory")
     state = model.state_dict()
-    for part in manifest.sources:
-        with safe_open(source / part.file, framework="pt") as reader:
-            for name in state.keys() & set(reader.keys()):
-                packed = reader.get_tensor(name).dtype
-                if state[name].dtype != packed:
-                    raise ValueError(
-                        f"{name} was packed as {packed} and is {state[name].dtype} now: a compact model is saved in "
-                        "the dtype that it was packed in"
-                    )
+    for name, own in names.items():
+        if own in state and state[own].dtype != dtypes[own]:
+            raise ValueError(
+                f"{name} was packed as {dtypes[own]} and is {state[own].dtype} now: a compact model is saved in the "
+                "dtype that it was packed in"
+            )
     target.mkdir(parents=True, exist_ok=True)
     for part in manifest.sources:
         with safe_open(source / part.file, framework="pt") as reader:
-            names = list(reader.keys())
-            tensors = {name: state[name].cpu() if name in state else reader.get_tensor(name) for name in names}
+            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+            for name, packed in tensors.items():
+                now = state.get(names.get(name, ""))
+                if now is not None and not torch.equal(now.cpu(), packed.to(now.dtype)):
+                    tensors[name] = now.to("cpu", packed.dtype)
             save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, target / part.file)
     manifest.write(target)
     copy_others(source, target, {MANIFEST, *(part.file for part in manifest.sources)})

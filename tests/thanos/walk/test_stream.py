@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 
 from tests.mixtures import tiny_mixture
 from tests.thanos.walk.test_resume import Stop, content
-from thanos.checkpoint import can_stream
+from thanos.checkpoint import can_convert
 from thanos.evaluate import main as evaluate
 from thanos.prune import main
 from thanos.walk.stream import choose_stream, load_streamed
 
-pytestmark = pytest.mark.skipif(not can_stream(), reason="transformers converts whole checkpoints only")
+pytestmark = pytest.mark.skipif(not can_convert(), reason="transformers converts whole checkpoints only")
 
 
 @pytest.fixture
