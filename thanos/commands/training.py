@@ -120,7 +120,7 @@ def write_record(
     from thanos.walk.zeros import count_zeros
 
     decoder = find_decoder(model)
-    shapes = {layer.name: tuple(layer.weight.shape) for block in decoder.layers for layer in block}
+    shapes = {layer.name: (layer.weight.shape[0], layer.weight.shape[1]) for block in decoder.layers for layer in block}
     counted = [count_zeros(block, layers, {}) for block, layers in zip(decoder.blocks, decoder.layers, strict=True)]
     effective = sum(zeros for zeros, _ in counted) / max(1, sum(total for _, total in counted))
     training = done.training

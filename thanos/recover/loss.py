@@ -161,14 +161,14 @@ class Reader:
     head: Head | None
 
 
-def reader(model: nn.Module) -> Reader:
+def reader(model: Any) -> Reader:
     """Find out, on two tokens, whether a model's logits are its head's product of the hidden states of its body."""
     body = getattr(model, "base_model", None)
-    module = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    module: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight = getattr(module, "weight", None)
     if not isinstance(body, nn.Module) or body is model or not isinstance(weight, Tensor) or weight.dim() != 2:
         return Reader(model, None, None)
-    head = Head(weight.detach(), None if module.bias is None else module.bias.detach())
+    head = Head(weight.detach(), None if getattr(module, "bias", None) is None else module.bias.detach())
     tokens = torch.tensor([[0, 1]], dtype=torch.int64, device=weight.device)
     try:
         with torch.no_grad():

@@ -29,14 +29,15 @@ def fast_dtype(device: torch.device, compute: str) -> torch.dtype:
 
 def frozen(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A copy of a model that runs in ``dtype`` and is not trained; its tables of positions stay as they are."""
-    held = copy.deepcopy(model).requires_grad_(False).eval().to(device)
+    held: nn.Module = copy.deepcopy(model)
+    held.requires_grad_(False).eval().to(device)
     for parameter in held.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return held
 
 
-def trainable(model: nn.Module, train: str) -> tuple[list[str], list[str]]:
+def trainable(model: Any, train: str) -> tuple[list[str], list[str]]:
     """The names of the parameters that hold the blocks' layers, and of the norms, biases and other vectors.
 
     Embeddings and output head, routers and what cannot be pruned stay as they are.
@@ -85,7 +86,7 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         weights, vectors = trainable(model, train)
-        exact = {"dtype": torch.float32, "device": device}
+        exact: dict[str, Any] = {"dtype": torch.float32, "device": device}
         own = dict(model.named_parameters())
         direct = vectors if train == "lora" else [*weights, *vectors]
         self.values = {name: self._value(name, own[name].detach().to(**exact, copy=True)) for name in direct}
@@ -134,7 +135,7 @@ class Student(nn.Module):
             found[name] = base.float() + update
         return found
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
         """The values in training, each in memory of its own, as files of tensors want them."""
         return {name.replace(".", "/"): one.detach().contiguous() for name, one in self.values.items()}
 
