@@ -35,11 +35,13 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = {f"thanos.{name}": f"thanos.{name}" for name in ("prune", "evaluate", "doctor", "bench_inference")} | {
     "thanos.pack": "thanos.commands.pack",
     "thanos.unpack": "thanos.commands.unpack",
+    "thanos.recover": "thanos.commands.recover",
     "thanos.report": "thanos.report.__main__",
 }
 # Smaller numbers in the place of those of real models; the last one given counts.
 LESS = {
     "thanos.prune": ["--samples", "4", "--sequence-length", "32", "--windows", "4"],
+    "thanos.recover": ["--minutes", "0.02", "--sequence-length", "32", "--windows", "4"],
     "thanos.bench_inference": ["--prompt", "16", "--tokens", "2", "--repeats", "1"],
 }
 
