@@ -115,15 +115,20 @@ class SparseExperts(nn.Module):
             self.add_module(str(expert), holder)
         self.train(fused.training)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which experts are read follows from the tokens
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """The routed sum of the experts' outputs.
+        """The routed sum of the experts' outputs, outside of a compiled graph: which are read follows from the tokens.
 
         Args:
             hidden_states: (N, d).
             top_k_index: (N, k), each token's experts; a number beyond the last is no expert's.
             top_k_weights: (N, k).
         """
+        if torch.compiler.is_compiling():  # the decorator would import the compiler with this file
+            result: Tensor = torch.compiler.disable(self._routed)(hidden_states, top_k_index, top_k_weights)
+            return result
+        return self._routed(hidden_states, top_k_index, top_k_weights)
+
+    def _routed(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         index, weights = top_k_index.reshape(len(tokens), -1), top_k_weights.reshape(len(tokens), -1)
         outputs: Tensor | None = None
