@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from thanos.checkpoint import check_target, fill, staged
 from thanos.compact.base import SparseLinear
+from thanos.compact.card import add_note, remove_note
 from thanos.compact.files import copy_others, save_again, weight_files
 from thanos.compact.format import (
     DTYPES,
@@ -142,6 +143,7 @@ def pack(source: str | Path, output: str | Path, *, overwrite: bool = False, tru
             sources.append(Source(file, headers[file][0], compact))
         Manifest(layers, sources, index).write(folder)
         copy_others(source, folder, {*files, *([index[0]] if index else [])})
+        add_note(folder)
     return Packed(kinds, sizes[0], sizes[1])
 
 
@@ -221,6 +223,7 @@ def unpack(folder: str | Path, output: str | Path, *, overwrite: bool = False) -
         if manifest.index is not None:
             (target / manifest.index[0]).write_bytes(manifest.index[1].encode("utf-8"))
         copy_others(folder, target, {MANIFEST, *(source.file for source in manifest.sources)})
+        remove_note(target)
 
 
 def _compress(weight: Tensor, tensor: str, file: str, transposed: bool) -> tuple[Layer, dict[str, Tensor]] | None:
