@@ -2,8 +2,8 @@
 
 Each combination is a Python found here, from 3.10 to 3.13, with the versions of constraints-oldest.txt or of
 constraints.txt, in an environment of its own (``.venv-matrix``), by ``make pytest``. What passed goes into the README's
-table; a row of the same versions is replaced. PyTorch's old builds for Linux are for CUDA and take several GB: ``--torch
-2.13.0`` holds it at one.
+table; a row of the same versions is replaced. PyTorch's old builds for Linux are for CUDA and take several GB:
+``--torch 2.13.0`` holds it at one.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ _CARD = "README.md"
 _PLACE = re.compile(rb"\A(?:\xef\xbb\xbf)?(?:---[ \t]*\r?\n.*?\r?\n---[ \t]*\r?\n)?\s*(?:# [^\n]*\n)?", re.DOTALL)
 _NOTE = b"""<!-- thanos-compact -->
 
-> **This is the compact form.** What was pruned takes no room, on disk or in memory. It is loaded by Thanos, not as below:
+> **This is the compact form.** What was pruned takes no room, on disk or in memory. Thanos loads it, not as below:
 >
 > ```python
 > import thanos
@@ -18,7 +18,7 @@ _NOTE = b"""<!-- thanos-compact -->
 > model = thanos.load(DIR)
 > ```
 >
-> `python -m thanos.unpack DIR --output ORDINARY` gives back the ordinary checkpoint that the rest of this card describes.
+> `python -m thanos.unpack DIR --output ORDINARY` gives back the ordinary checkpoint, which the rest describes.
 
 <!-- /thanos-compact -->
 

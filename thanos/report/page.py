@@ -255,8 +255,8 @@ def _load(run: Run) -> str:
     return (
         f"<pre><code>{escape(code)}</code></pre><p>DIR is the directory that holds this page. To make it again: "
         "<code>python -m thanos.prune --recipe DIR/recipe.yaml --output NEW</code>. Smaller and faster: "
-        "<code>python -m thanos.pack DIR --output COMPACT</code>. Where DIR holds a compact.json it is that already, and "
-        "<code>thanos.load(DIR)</code> loads it.</p>"
+        "<code>python -m thanos.pack DIR --output COMPACT</code>. Where DIR holds a compact.json it is that already, "
+        "and <code>thanos.load(DIR)</code> loads it.</p>"
     )
 
 
