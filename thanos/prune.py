@@ -298,6 +298,12 @@ def _run(
     skeleton = checkpoint.empty_model(config, **trusted)
     if skeleton is not None and isinstance(job, WalkOptions):
         check_model(skeleton, job)
+    own_files, dtype = checkpoint.source_folder(run.model), checkpoint.DTYPES.get(run.dtype)
+    saved_anew = dtype not in (None, config.dtype)
+    if isinstance(job, SmallerModel):
+        saved_anew = not any(axis.sets for axis in job.pattern.axes)
+    if skeleton is not None and own_files is not None and saved_anew and not run.allow_missing:
+        checkpoint.check_nothing_left_out(skeleton, own_files)
     tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
     if isinstance(job, WalkOptions) and job.quality != "fast":
         console.print(f"quality {job.quality}: {_told(job)}", highlight=False, markup=False, soft_wrap=True)
@@ -307,7 +313,6 @@ def _run(
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     if skeleton is not None:
         check_samples(skeleton, samples.tokens)
-    own_files = checkpoint.source_folder(run.model)
     said = again.command(run.output), again.recipe(length)
     given = Given(config, tokenizer, samples, text, own_files, console, *said, peers)
     if isinstance(job, SmallerModel):

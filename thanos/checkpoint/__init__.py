@@ -7,6 +7,7 @@ from thanos.checkpoint.partial import Partial
 from thanos.checkpoint.reading import (
     DTYPES,
     auto_class,
+    check_nothing_left_out,
     check_unquantised,
     empty_model,
     is_gguf,
@@ -28,6 +29,7 @@ __all__ = [
     "Target",
     "auto_class",
     "can_convert",
+    "check_nothing_left_out",
     "check_target",
     "check_unquantised",
     "empty_model",
