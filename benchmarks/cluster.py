@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import linear_regression
 
 import click
 
@@ -153,11 +154,8 @@ def rates() -> tuple[float, float]:
         if (row["kind"], row["method"], row["pattern"], row["backend"]) == ("layer", "thanos", "0.5", "auto")
         and row["columns"] >= _FROM_COLUMNS
     ]
-    ratios, ges = [row["columns"] / row["rows"] for row in rows], [row["ge"] for row in rows]
-    middle, mean = sum(ratios) / len(rows), sum(ges) / len(rows)
-    slope = sum((x - middle) * (y - mean) for x, y in zip(ratios, ges, strict=True))
-    slope /= sum((x - middle) ** 2 for x in ratios)
-    return mean - slope * middle, slope
+    fit = linear_regression([row["columns"] / row["rows"] for row in rows], [row["ge"] for row in rows])
+    return fit.intercept, fit.slope
 
 
 def block_time(block: Iterable[Inputs], attention: int, machine: Machine, size: int, tokens: int = TOKENS) -> Time:
@@ -165,42 +163,40 @@ def block_time(block: Iterable[Inputs], attention: int, machine: Machine, size: 
     whose Hessians fit half of what the block leaves of the memory, at least one, and one for the next block."""
     block = tuple(block)
     scale, factor = (2 * rate / machine.single for rate in rates())
-    link, wait, most = machine.link(size), machine.wait(size), (size - 1) / size
+    link, wait = machine.link(size), machine.wait(size)
     flops = sum(2 * inputs.weights * inputs.share for inputs in block) + 2 * LENGTH * attention
     moved = 2.0 * _weights(block)
     hessians = sum(4.0 * inputs.columns**2 * inputs.experts for inputs in block)
     passes = 1 + max(1, math.ceil(2 * hessians / max(1.0, machine.memory - moved)))
+    exchanged = sent(block, size)
     time = Time(
         forward=passes * flops * tokens / size / machine.half,
+        sums=exchanged["Hessians"] / link,
+        thresholds=exchanged["thresholds"] / link,
+        weights=exchanged["weights"] / link,
         files=moved * (2 / machine.disk + 2 / machine.bus),
     )
-    pools = set()
     for inputs in block:
         b, c = inputs.columns, sum(inputs.rows)
-        copies = max(1, inputs.experts)
-        hessian = copies * inputs.share * tokens * b**2 / size / machine.half
+        time += Time(hessians=max(1, inputs.experts) * inputs.share * tokens * b**2 / size / machine.half)
         if inputs.experts:
             at_most = math.ceil(inputs.experts / size)
-            sums = 4 * b**2 * (copies + 2 * (b not in pools)) * most / link
-            pools.add(b)
+            waits = wait * inputs.experts
+            time += Time(experts=at_most * (scale * c * b**2 + factor * b**3), sums=waits, weights=waits)
+        else:
             time += Time(
-                hessians=hessian,
-                experts=at_most * (scale * c * b**2 + factor * b**3),
-                sums=sums + wait * copies,
-                weights=2 * inputs.weights * most / link + wait * copies,
+                rows=scale * c * b**2 / size,
+                factors=factor * b**3,
+                sums=wait,
+                thresholds=_rounds(inputs) * (len(_DIGITS) + 1) * wait,
+                weights=wait * len(inputs.rows),
             )
-            continue
-        rounds = math.ceil(b / BLOCK) * len(inputs.rows)
-        counts = sum(4 * 2**bits for bits in _DIGITS) * (size - 1) / link + (len(_DIGITS) + 1) * wait
-        time += Time(
-            hessians=hessian,
-            rows=scale * c * b**2 / size,
-            factors=factor * b**3,
-            sums=8 * b**2 * most / link + wait,
-            thresholds=rounds * counts,
-            weights=4 * c * b * most / link + wait * len(inputs.rows),
-        )
     return time
+
+
+def _rounds(inputs: Inputs) -> int:
+    """How often a threshold is found for the layers of an ordinary input: once for each block of columns."""
+    return math.ceil(inputs.columns / BLOCK) * len(inputs.rows)
 
 
 def model_time(model: Model, machine: Machine, size: int) -> Time:
@@ -221,8 +217,7 @@ def sent(block: Iterable[Inputs], size: int) -> dict[str, float]:
             pools.add(b)
         else:
             found["Hessians"] += 8 * b**2 * most
-            rounds = math.ceil(b / BLOCK) * len(inputs.rows)
-            found["thresholds"] += rounds * sum(4 * 2**bits for bits in _DIGITS) * (size - 1)
+            found["thresholds"] += _rounds(inputs) * sum(4 * 2**bits for bits in _DIGITS) * (size - 1)
             found["weights"] += 4 * inputs.weights * most
     return found
 
