@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from thanos.commands.cli import (
     WINDOWS_OPTION,
     Command,
     default_device,
+    default_of,
     parsed,
     read_bytes,
     source,
@@ -83,9 +85,7 @@ class _Run:
         return {"--evaluate": self.evaluate, "--windows": self.windows, "--dtype": self.dtype, "MODEL": self.model}
 
 
-def _default(name: str) -> Any:
-    """The default of an option of the walk."""
-    return next(field.default for field in dataclasses.fields(WalkOptions) if field.name == name)
+_default = partial(default_of, WalkOptions)
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 100, "show_default": True})

@@ -22,6 +22,7 @@ from thanos.commands.cli import (
     WINDOWS_OPTION,
     Command,
     default_device,
+    default_of,
     parsed,
     sentence,
     source,
@@ -68,8 +69,7 @@ class _Run:
     push_to_hub: str | None
 
 
-def _default(name: str) -> Any:
-    return next(field.default for field in dataclasses.fields(RecoverOptions) if field.name == name)
+_default = partial(default_of, RecoverOptions)
 
 
 @click.command(
