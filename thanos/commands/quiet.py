@@ -15,7 +15,7 @@ def silence_libraries(model: str = "") -> None:
     """From here on only this package speaks; for commands, not for code that others import.
 
     Args:
-        model: that will be read, as users name it. Libraries that it does not need are not imported: that takes seconds.
+        model: that will be read, as users name it. What it does not need is not imported: that takes seconds.
     """
     import transformers
 

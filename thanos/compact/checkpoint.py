@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thanos.checkpoint import check_target, fill, staged
-from thanos.compact.base import SparseLinear
+from thanos.compact.base import SparseLinear, convert_whole
 from thanos.compact.card import add_note, remove_note
 from thanos.compact.files import copy_others, save_again, weight_files
 from thanos.compact.format import (
@@ -190,6 +190,7 @@ def load(folder: str | Path, *, device: str | torch.device | None = None, trust_
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     model.name_or_path = str(folder)
     dtypes_now = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    convert_whole(model)
     model.save_pretrained = partial(save_again, model, folder, names, dtypes_now)
     return model.eval() if device is None else model.eval().to(device)
 
