@@ -203,7 +203,7 @@ def _apply_to_all(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module
     for part in module.modules() if recurse else ():
         if isinstance(part, SparseLinear):
             part.check_conversion(fn)
-    return type(module)._apply(module, fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+    return type(module)._apply(module, fn, recurse)
 
 
 class OutlierRowsLinear(SparseLinear):

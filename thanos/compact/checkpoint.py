@@ -174,6 +174,9 @@ def load(folder: str | Path, *, device: str | torch.device | None = None, trust_
                     sparse[names[name]] = reader.get_tensor(name).to(dtype, copy=True)
                 elif name in structure.targets:
                     dense[name] = reader.get_tensor(name).clone()
+            for name, layer in manifest.layers.items():
+                if layer.file == source.file and layer.tensor not in installed:
+                    dense[layer.tensor] = _restore(reader, name, layer)
     try:
         model.load_state_dict(sparse, strict=False, assign=True)
     except RuntimeError as error:
@@ -302,7 +305,7 @@ def _names_in_model(manifest: Manifest, structure: Structure, installed: dict[st
     for name, layer in manifest.layers.items():
         for tensor in layer.tensors(name):
             part = tensor.removeprefix(f"{name}.")
-            if part != "zero_signs":
+            if part != "zero_signs" and layer.tensor in installed:
                 names[tensor] = f"{installed[layer.tensor]}.{part}"
     for tensor in structure.targets:
         held = None if tensor in installed else structure.held_as(tensor, split)
