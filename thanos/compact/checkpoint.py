@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from thanos.checkpoint import check_target, fill, staged
+from thanos.checkpoint import check_floating, check_target, fill, staged
 from thanos.compact.base import SparseLinear, convert_whole
 from thanos.compact.card import add_note, remove_note
 from thanos.compact.files import copy_others, save_again, weight_files
@@ -109,6 +109,7 @@ def pack(source: str | Path, output: str | Path, *, overwrite: bool = False, tru
     headers = {file: read_header(source / file) for file in files}
     shapes = {name: entry.shape for _, entries in headers.values() for name, entry in entries.items()}
     structure = examine(source, shapes, trust_remote_code)
+    check_floating(source, structure.config)
     linears = {name for name in structure.linears if name.endswith(".weight")}
     if not linears:
         raise ValueError(f"{source} holds no linear layer that could be packed; it is used as it is")

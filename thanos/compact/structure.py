@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from thanos.checkpoint import Target, auto_class, fill, load_config, targets
+from thanos.checkpoint import Target, auto_class, fill, load_config, quantisation, targets
 from thanos.compact.base import SparseLinear
 from thanos.compact.experts import Slot, SparseExperts, find_slots, fused_parameters
 from thanos.compact.format import DTYPES, FormatError, Layer
@@ -60,6 +60,8 @@ def examine(folder: Path, shapes: dict[str, tuple[int, ...]], trusted: bool) -> 
         ValueError: as of :func:`thanos.checkpoint.load_config`.
     """
     config = load_config(str(folder), trust_remote_code=trusted)
+    if (packed := quantisation(config)) is not None:
+        raise ValueError(f"{folder} holds quantised weights ({packed}); only floating numbers are packed")
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0) or 0
     if layers > len(shapes):
         raise FormatError(f"{folder}/config.json asks for {layers} layers, but there are {len(shapes)} tensors")
