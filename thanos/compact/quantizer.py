@@ -1,0 +1,129 @@
+"""What lets ``from_pretrained`` of Transformers read compact checkpoints: a quantizer, as Transformers calls that.
+
+Transformers reads the dense tensors. While it does, empty modules that take part in nothing stand where the sparse
+layers go, which are read here, by the same code as in :func:`thanos.compact.load`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from thanos.compact.checkpoint import check_configuration, put_layers, read_layers
+from thanos.compact.files import METHOD, save_again
+from thanos.compact.format import FORMAT, MANIFEST, FormatError, Manifest, read_manifest
+
+
+@register_quantization_config(METHOD)
+class CompactConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a compact checkpoint: names the format; the manifest says the rest."""
+
+    def __init__(self, format: str = FORMAT, **others: Any) -> None:
+        if format != FORMAT:
+            raise FormatError(f"config.json names the format {format!r} of compact checkpoints; known is {FORMAT!r}")
+        self.quant_method: Any = METHOD
+        self.format = format
+
+
+class Waiting(nn.Module):
+    """Stands where a sparse layer goes while other tensors are read, and holds none."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.held = (layer,)  # in a tuple it is no part of the model
+
+
+@register_quantizer(METHOD)
+class CompactQuantizer(HfQuantizer):
+    """Puts sparse layers into a model that Transformers builds, and reads them."""
+
+    requires_calibration = True  # layers are packed by thanos.pack, not while a model is read
+
+    def __init__(self, quantization_config: QuantizationConfigMixin, **others: Any) -> None:
+        super().__init__(quantization_config, **others)
+        self._found: tuple[Path, Manifest] | None = None
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """In Transformers 5, what sees the configuration before a model is built of it."""
+        return self._examine(config)
+
+    def update_tp_plan(self, config: Any) -> Any:
+        """In Transformers 4.57, the same."""
+        return self._examine(config)
+
+    def update_device_map(self, device_map: Any) -> Any:
+        """Refuse devices on which sparse layers do not run."""
+        places = device_map.values() if isinstance(device_map, dict) else [device_map]
+        if "disk" in places:
+            raise ValueError("the layers of a compact checkpoint cannot be left on disk; take disk out of device_map")
+        return device_map
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        return True  # save_pretrained of the model is files.save_again
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    def _examine(self, config: Any) -> Any:
+        """Compare the checkpoint with its configuration, if the configuration says already where it is."""
+        if self._found is None and getattr(config, "name_or_path", None):
+            folder = _folder(config)
+            manifest = read_manifest(folder)
+            check_configuration(config, manifest, folder)
+            self._found = folder, manifest
+        return config
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        self._examine(model.config)
+        if self._found is None:
+            raise FormatError("it is not known where the compact checkpoint is; give from_pretrained its directory")
+        folder, manifest = self._found
+        names = put_layers(model, manifest, folder)
+        for name in names:
+            model.set_submodule(name, Waiting(model.get_submodule(name)))
+        own = "|".join(re.escape(name) for name in [*names, *manifest.layers])
+        ignored = model._keys_to_ignore_on_load_unexpected  # a list or None in Transformers 4, a set in 5
+        kind = set if isinstance(ignored, set) else list
+        model._keys_to_ignore_on_load_unexpected = kind([*(ignored or []), rf"^(?:{own})\."])
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        assert self._found is not None
+        folder, manifest = self._found
+        for name, module in list(model.named_modules()):
+            if isinstance(module, Waiting):
+                model.set_submodule(name, module.held[0])
+        read_layers(model, manifest, folder)
+        for name in manifest.layers:
+            model.get_submodule(name).to(device=_device(model, name), dtype=model.dtype)
+        model.requires_grad_(False)
+        model.save_pretrained = partial(save_again, model, folder)
+        return model
+
+
+def _folder(config: Any) -> Path:
+    """Where the manifest is: the directory of the model, or where a model of the hub is kept."""
+    from transformers.utils.hub import cached_file
+
+    name = config.name_or_path
+    if Path(name).is_dir():
+        return Path(name)
+    found = cached_file(name, MANIFEST, _commit_hash=getattr(config, "_commit_hash", None))
+    return Path(str(found)).parent
+
+
+def _device(model: Any, name: str) -> torch.device:
+    """Where a layer belongs: where the map of devices says, or where the model is."""
+    places: dict[str, Any] = getattr(model, "hf_device_map", {})
+    prefixes = [prefix for prefix in places if not prefix or f"{name}.".startswith(f"{prefix}.")]
+    if prefixes:
+        return torch.device(places[max(prefixes, key=len)])
+    return next(model.parameters()).device
