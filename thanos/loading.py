@@ -1,4 +1,4 @@
-"""``thanos.load``: a model that takes code of this package to run; registers what lets Transformers read compact ones."""
+"""``thanos.load``: a model that takes code of this package to run; and registration for ``from_pretrained``."""
 
 from __future__ import annotations
 
