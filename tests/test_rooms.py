@@ -15,11 +15,11 @@ FLOORS = [
     {"report"},
     {"walk"},
     {"scoring"},
-    {"compact", "shrink"},
+    {"compact", "shrink", "recover"},
     {"loading"},
     {"commands"},
     {"__main__"},  # a room's own command, such as thanos.report
-    {"prune", "evaluate", "pack", "unpack", "doctor", "bench_inference", "recover"},
+    {"prune", "evaluate", "pack", "unpack", "doctor", "bench_inference"},
 ]
 FLOOR = {room: index for index, rooms in enumerate(FLOORS) for room in rooms}
 

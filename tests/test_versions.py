@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT: dict[str, Any] = PYPROJECT["project"]
 BUILD = [Requirement(text) for text in PYPROJECT["build-system"]["requires"]]
-APART = ["peers"]  # resolves only in an environment of its own; see CONTRIBUTING.md
+APART = ["peers", "docs"]  # in an environment of its own (see CONTRIBUTING.md); no part of what runs
 
 
 def requirements() -> list[Requirement]:

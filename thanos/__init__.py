@@ -21,6 +21,8 @@ from thanos.pattern import (
 if TYPE_CHECKING:
     from thanos.compact import pack, unpack
     from thanos.loading import load
+    from thanos.recover.model import recover_model
+    from thanos.recover.options import RecoverOptions
     from thanos.scoring.perplexity import perplexity
     from thanos.scoring.zeroshot import zero_shot
     from thanos.shrink import shrink_model
@@ -33,6 +35,7 @@ __all__ = [
     "Options",
     "Pattern",
     "PrunedWeight",
+    "RecoverOptions",
     "SemiStructured",
     "Shrink",
     "Structured",
@@ -47,6 +50,7 @@ __all__ = [
     "prune_group",
     "prune_model",
     "prune_weight",
+    "recover_model",
     "shrink_model",
     "unpack",
     "zero_shot",
@@ -61,6 +65,8 @@ _LATER = {
     "pack": "thanos.compact",
     "perplexity": "thanos.scoring.perplexity",
     "prune_model": "thanos.walk.model",
+    "RecoverOptions": "thanos.recover.options",
+    "recover_model": "thanos.recover.model",
     "shrink_model": "thanos.shrink",
     "unpack": "thanos.compact",
     "zero_shot": "thanos.scoring.zeroshot",
@@ -70,4 +76,8 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("thanos-pruning")
     raise AttributeError(f"module 'thanos' has no attribute {name!r}")

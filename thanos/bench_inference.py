@@ -23,7 +23,7 @@ from rich.table import Table
 
 from thanos import compact
 from thanos.checkpoint import load_model
-from thanos.commands.cli import Command, start
+from thanos.commands.cli import TRUST_OPTION, Command, start
 from thanos.commands.quiet import silence_libraries
 from thanos.compact import MANIFEST
 from thanos_kernels import select_n_of_m
@@ -165,7 +165,10 @@ def show(dense: Measured, sparse: Measured, prompt: int, title: str) -> Table:
 @click.option("--tokens", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens decoded in a turn.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each form.")
 @click.option("--device", default="cpu", show_default=True)
-def main(model: str, pattern: str, prompt: int, tokens: int, repeats: int, device: str) -> None:
+@TRUST_OPTION
+def main(
+    model: str, pattern: str, prompt: int, tokens: int, repeats: int, device: str, trust_remote_code: bool
+) -> None:
     """Compare MODEL, a pruned or compact checkpoint or random:tinyllama-1.1b, dense and compact."""
     silence_libraries()
     with tempfile.TemporaryDirectory(prefix="thanos-bench-") as scratch:
@@ -179,8 +182,9 @@ def main(model: str, pattern: str, prompt: int, tokens: int, repeats: int, devic
         else:
             dense_folder = Path(model)
         if compact_folder != Path(model):
-            compact.pack(dense_folder, compact_folder)
-        dense, sparse = load_model(str(dense_folder), device=device), compact.load(compact_folder, device=device)
+            compact.pack(dense_folder, compact_folder, trust_remote_code=trust_remote_code)
+        dense = load_model(str(dense_folder), device=device, trust_remote_code=trust_remote_code)
+        sparse = compact.load(compact_folder, device=device, trust_remote_code=trust_remote_code)
         results = measure(dense, sparse, (dense_folder, compact_folder), prompt, tokens, repeats)
     title = f"{model} ({str(dense.dtype).removeprefix('torch.')}, {device}, {torch.get_num_threads()} threads)"
     Console(width=100).print(show(results[0], results[1], prompt, title))

@@ -27,7 +27,7 @@ METRICS = ("wanda", "obs", "magnitude")
 TARGETS = ("own", "corrected")
 """What a layer is pruned towards: its own weight, or one corrected for what pruning did to its input."""
 
-ALLOCATIONS = ("uniform", "lamp", "owl", "curvature")
+ALLOCATIONS = ("uniform", "lamp", "owl", "curvature", "search")
 """How a model's sparsity is shared out among its layers."""
 
 EXPERTS = ("routed", "all")
@@ -148,8 +148,10 @@ class WalkOptions(Options):
         reconstruct: epochs over the samples in which the kept weights of each block, its norm gains and its biases are
             trained to give the dense model's output of the block; 0 leaves the block as it was pruned.
         allocation: where to remove how much at the same total, decided on the dense model: ``uniform``, the same share
-            of each layer; ``lamp``, by the magnitudes of the weights; ``owl``, less from blocks with many outliers; or
-            ``curvature``, where the sum of the layers' relative losses is least. For unstructured patterns.
+            of each layer; ``lamp``, by the magnitudes of the weights; ``owl``, less from blocks with many outliers;
+            ``curvature``, where the sum of the layers' relative losses is least; or ``search``, by exchanges that bring
+            the model's output nearer to the dense one's. For unstructured patterns.
+        search_evaluations: how many allocations a search may judge, the uniform one included.
         quality: the preset that :meth:`of` took what was not given from: ``fast``, ``balanced`` (a refit and corrected
             targets) or ``best`` (a mask search, corrected targets and reconstruction).
     """
@@ -164,6 +166,7 @@ class WalkOptions(Options):
     correction: float = 0.5
     reconstruct: int = 0
     allocation: str = "uniform"
+    search_evaluations: int = 64
     quality: str = "fast"
 
     def __post_init__(self) -> None:
@@ -186,6 +189,9 @@ class WalkOptions(Options):
                 f"allocation {self.allocation} needs a method that removes an exact count of a layer, thanos or "
                 f"magnitude; {self.method} removes the same share of each row or block"
             )
+        if self.search_evaluations is None:
+            raise TypeError("search evaluations must be a whole number, not None")
+        _whole("search evaluations", self.search_evaluations)
         _choice("targets", self.targets, TARGETS)
         if not 0 <= real_number("correction", self.correction) <= 1:
             raise ValueError(f"correction must be from 0 to 1, not {self.correction}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from thanos.commands.cli import (
     WINDOWS_OPTION,
     Command,
     default_device,
+    default_of,
     parsed,
     read_bytes,
     source,
@@ -44,6 +46,7 @@ _OF_WEIGHTS = (
     "correction",
     "reconstruct",
     "allocation",
+    "search_evaluations",
     "quality",
     "block_size",
     "outlier_fraction",
@@ -82,9 +85,7 @@ class _Run:
         return {"--evaluate": self.evaluate, "--windows": self.windows, "--dtype": self.dtype, "MODEL": self.model}
 
 
-def _default(name: str) -> Any:
-    """The default of an option of the walk."""
-    return next(field.default for field in dataclasses.fields(WalkOptions) if field.name == name)
+_default = partial(default_of, WalkOptions)
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 100, "show_default": True})
@@ -143,6 +144,12 @@ def _default(name: str) -> Any:
     default=_default("allocation"),
     type=click.Choice(ALLOCATIONS),
     help="Remove the same share of each layer, or share the total out among them; for unstructured patterns.",
+)
+@click.option(
+    "--search-evaluations",
+    default=_default("search_evaluations"),
+    type=click.IntRange(min=1),
+    help="How many allocations `--allocation search` may judge.",
 )
 @click.option(
     "--reconstruct",
@@ -291,6 +298,12 @@ def _run(
     skeleton = checkpoint.empty_model(config, **trusted)
     if skeleton is not None and isinstance(job, WalkOptions):
         check_model(skeleton, job)
+    own_files, dtype = checkpoint.source_folder(run.model), checkpoint.DTYPES.get(run.dtype)
+    saved_anew = dtype not in (None, config.dtype)
+    if isinstance(job, SmallerModel):
+        saved_anew = not any(axis.sets for axis in job.pattern.axes)
+    if skeleton is not None and own_files is not None and saved_anew and not run.allow_missing:
+        checkpoint.check_nothing_left_out(skeleton, own_files)
     tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
     if isinstance(job, WalkOptions) and job.quality != "fast":
         console.print(f"quality {job.quality}: {_told(job)}", highlight=False, markup=False, soft_wrap=True)
@@ -300,7 +313,6 @@ def _run(
     text = load_windows(run.evaluate, tokenizer, length, windows=run.windows, **reading) if run.evaluate else None
     if skeleton is not None:
         check_samples(skeleton, samples.tokens)
-    own_files = checkpoint.source_folder(run.model)
     said = again.command(run.output), again.recipe(length)
     given = Given(config, tokenizer, samples, text, own_files, console, *said, peers)
     if isinstance(job, SmallerModel):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     ABSENCE: str
 else:
     _C, ABSENCE = extension.load()
-if _C is not None and "THANOS_ISA" in os.environ:
+if _C is not None and os.environ.get("THANOS_ISA"):
     _C.use_isa(os.environ["THANOS_ISA"])
 
 _INPUT_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as csrc/hessian.cpp numbers them

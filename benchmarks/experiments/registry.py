@@ -1,6 +1,6 @@
 """The experiments, in the order of the page."""
 
-from benchmarks.experiments import alpha, block_size, calibration, main, metric, outliers, stages
+from benchmarks.experiments import alpha, block_size, calibration, main, metric, outliers, shrink, stages
 
 EXPERIMENTS = {
     "main": main.EXPERIMENT,
@@ -11,5 +11,6 @@ EXPERIMENTS = {
     "refine": stages.REFINE,
     "reconstruct": stages.RECONSTRUCT,
     "allocation": stages.ALLOCATION,
+    "shrink": shrink.EXPERIMENT,
     "outliers": outliers.EXPERIMENT,
 }

@@ -16,7 +16,7 @@ def table(header: Sequence[str], rows: Iterable[Iterable[object]], left: int = 1
 
 
 def folded(summary: str, text: str) -> str:
-    return f"<details>\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
+    return f"<details markdown>\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
 
 
 def _decimals(value: float) -> int:
@@ -60,3 +60,10 @@ def accuracy(score: dict[str, float | None]) -> str:
 def listing(words: Sequence[str]) -> str:
     """One, two and three."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def put_between(text: str, name: str, content: str) -> str:
+    """The text with ``content`` between the markers ``<!-- name -->`` and ``<!-- /name -->``; as it is without them."""
+    before, begin, rest = text.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    return f"{before}{begin}\n{content}\n{end}{after}" if begin and end else text

@@ -12,9 +12,8 @@ from benchmarks.machine import sentences
 from benchmarks.records import Row
 from benchmarks.report import engine, speed
 from benchmarks.report.groups import provenance
+from benchmarks.report.markdown import put_between
 from benchmarks.report.read import Results
-
-MARKERS = {name: (f"<!-- {name} -->", f"<!-- /{name} -->") for name in ("results", "speed")}
 
 CAPTIONS = {
     "width": "Seconds against the width of a square layer, both axes logarithmic",
@@ -97,11 +96,8 @@ def readme(text: str, results: Results, link: str) -> str:
     """
     tables = {"results": _quality(results, link), "speed": speed.readme_table(results.of("layer", "layer"))}
     for name, parts in tables.items():
-        opening, closing = MARKERS[name]
-        before, begin, rest = text.partition(opening)
-        _, end, after = rest.partition(closing)
-        if begin and end and parts:
-            text = "\n".join([f"{before}{begin}", "\n\n".join(parts), f"{end}{after}"])
+        if parts:
+            text = put_between(text, name, "\n\n".join(parts))
     return text
 
 

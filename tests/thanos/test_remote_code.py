@@ -14,7 +14,7 @@ import transformers
 from click.testing import CliRunner
 
 import thanos
-from thanos import checkpoint, evaluate, prune
+from thanos import bench_inference, checkpoint, evaluate, prune
 from thanos.commands import pack
 
 CODE = """
@@ -98,6 +98,10 @@ def test_a_trusted_model_is_packed_and_loaded(remote: Path) -> None:
     assert result.exit_code == 1
     assert "--trust-remote-code" in result.stderr
     result = CliRunner().invoke(pack.main, [pruned, "--output", output, "--trust-remote-code"])
+    assert result.exit_code == 0, result.stderr
+    measured = [pruned, "--prompt", "8", "--tokens", "1", "--repeats", "1"]
+    assert "--trust-remote-code" in CliRunner().invoke(bench_inference.main, measured).stderr
+    result = CliRunner().invoke(bench_inference.main, [*measured, "--trust-remote-code"])
     assert result.exit_code == 0, result.stderr
     with pytest.raises(ValueError, match="--trust-remote-code"):
         thanos.load(output)

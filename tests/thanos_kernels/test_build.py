@@ -62,6 +62,7 @@ def selects(folder: Path, code: str = SELECTS, **environment: str) -> tuple[list
 def test_an_environment_variable_forces_an_instruction_set() -> None:
     code = "from thanos_kernels import native; print(native._C.isa())"
     assert run(sys.executable, "-c", code, THANOS_ISA="portable").stdout.strip() == "portable"
+    assert run(sys.executable, "-c", code, THANOS_ISA="").returncode == 0
     refused = run(sys.executable, "-c", code, THANOS_ISA="sse9")
     assert refused.returncode != 0
     assert "'sse9' is not available on this machine: choose from" in refused.stderr

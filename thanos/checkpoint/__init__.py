@@ -1,11 +1,13 @@
 """Model directories: how they are read, and how they are written whole or not at all."""
 
+from thanos.checkpoint.conversion import Target, can_convert, fill, targets
 from thanos.checkpoint.durable import room_for, sync, sync_tree
 from thanos.checkpoint.fingerprint import fingerprint
 from thanos.checkpoint.partial import Partial
 from thanos.checkpoint.reading import (
     DTYPES,
     auto_class,
+    check_nothing_left_out,
     check_unquantised,
     empty_model,
     is_gguf,
@@ -14,7 +16,7 @@ from thanos.checkpoint.reading import (
     load_tokenizer,
     max_length,
 )
-from thanos.checkpoint.skeleton import BlockFiles, can_stream, load_skeleton
+from thanos.checkpoint.skeleton import BlockFiles, load_skeleton
 from thanos.checkpoint.source import source_folder
 from thanos.checkpoint.update import Patches, prepare, save_pruned, save_smaller, updates_source, weight_files
 from thanos.checkpoint.writing import check_target, save_model, staged
@@ -24,11 +26,14 @@ __all__ = [
     "BlockFiles",
     "Partial",
     "Patches",
+    "Target",
     "auto_class",
-    "can_stream",
+    "can_convert",
+    "check_nothing_left_out",
     "check_target",
     "check_unquantised",
     "empty_model",
+    "fill",
     "fingerprint",
     "is_gguf",
     "load_config",
@@ -45,6 +50,7 @@ __all__ = [
     "staged",
     "sync",
     "sync_tree",
+    "targets",
     "updates_source",
     "weight_files",
 ]

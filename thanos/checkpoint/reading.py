@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from thanos.checkpoint.update import tensor_places, weight_files
 from thanos_kernels.errors import first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -157,6 +159,34 @@ def _refuse_incomplete(model: str, loaded: Any, found: dict[str, Any]) -> None:
                 f"the checkpoint {model} {what} the tensor {names[0]}{more}; mend it, or pass --allow-missing "
                 "(allow_missing=True) to use random weights for what is missing and leave out what is unknown"
             )
+
+
+def check_nothing_left_out(model: Any, source: Path) -> None:
+    """Refuse a checkpoint with tensors that Transformers drops without a word, such as heads for further tokens.
+
+    They stay where the source's own files are written over, and vanish where Transformers saves the model: in another
+    dtype, or in another shape.
+
+    Args:
+        model: of the source's configuration; it may lie on the meta device.
+
+    Raises:
+        ValueError: there are some; the first is named.
+    """
+    patterns = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    buffers = {name for name, _ in model.named_buffers()}
+    names = sorted(
+        name
+        for name in tensor_places(weight_files(source))
+        if name not in known and any(one.search(name) for one in patterns) and not _is_buffer(name, buffers)
+    )
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise ValueError(
+            f"the checkpoint {source} holds the tensor {names[0]}{more}, which its model class leaves out. It is kept "
+            "in the model's own dtype and shape, and lost in another: pass --allow-missing for that"
+        )
 
 
 def _is_buffer(name: str, buffers: set[str]) -> bool:

@@ -7,8 +7,7 @@ names and shapes of all tensors, which tells what is missing, and then for parts
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from thanos.checkpoint.conversion import can_convert, one_thread, targets
 from thanos.checkpoint.reading import is_gguf, load_model
 from thanos.checkpoint.update import Place, tensor_places
 
@@ -81,11 +81,12 @@ class BlockFiles:
 
     def load_outside(self) -> Any:
         """Load what is in no block; returns what Transformers says of all tensors."""
-        targets = self._targets()
+        mapping = self._config.weight_mapping or []
+        places = targets(self._model, self._tensors, mapping)
         info = self._convert({name: tensor.meta() for name, tensor in self._tensors.items()}, "meta", keep=True)
         outside: list[str] = []
-        for name, target in targets.items():
-            prefix = next((one for one in self._prefixes.values() if target.startswith(one)), None)
+        for name, target in places.items():
+            prefix = next((one for one in self._prefixes.values() if target.parameter.startswith(one)), None)
             (outside if prefix is None else self._inside.setdefault(prefix, [])).append(name)
         self._convert({name: self._tensors[name] for name in outside}, "cpu")
         return info
@@ -117,27 +118,11 @@ class BlockFiles:
 
         conversions = getattr(self._model, "_weight_conversions", None)
         config = dataclasses.replace(self._config, device_map={"": device})
-        with _one_thread():
+        with one_thread():
             info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), config)
         if not keep:
             self._model._weight_conversions = conversions
         return info
-
-    def _targets(self) -> dict[str, str]:
-        """For each tensor of the checkpoint the parameter, or the first of several, that it goes into."""
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        mapping = self._config.weight_mapping or []
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        prefix, known = self._model.base_model_prefix, self._model.state_dict()
-        found = {}
-        for name in self._tensors:
-            target, _ = rename_source_key(name, renamings, converters, prefix, known)
-            if target not in known and name in known:
-                target, _ = rename_source_key(name, [], [], prefix, known)
-            found[name] = target
-        return found
 
 
 def load_skeleton(
@@ -158,7 +143,7 @@ def load_skeleton(
     Raises:
         ValueError: as :func:`thanos.checkpoint.load_model`, or the checkpoint is in another format.
     """
-    if is_gguf(model) or not can_stream():
+    if is_gguf(model) or not can_convert():
         why = "a GGUF file is unpacked as a whole" if is_gguf(model) else "this needs transformers 5"
         raise ValueError(f"{model} cannot be streamed: {why}; pass --stream no")
     from transformers import PreTrainedModel
@@ -177,22 +162,3 @@ def load_skeleton(
     with mock.patch.object(PreTrainedModel, "_load_pretrained_model", staticmethod(load)):
         loaded = load_model(model, dtype, config=config, allow_missing=allow_missing)
     return loaded, found[0]
-
-
-def can_stream() -> bool:
-    """Whether this version of Transformers converts parts of a checkpoint."""
-    try:
-        from transformers.core_model_loading import (  # noqa: F401
-            convert_and_load_state_dict_in_model,
-            rename_source_key,
-        )
-    except ImportError:
-        return False
-    return True
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tensors are read one after the other: those of a block that wait for their conversion are not held twice."""
-    with mock.patch.dict("os.environ", {"HF_DEACTIVATE_ASYNC_LOAD": "1"}):
-        yield

@@ -175,7 +175,7 @@ def _as_in_source(model: Any, state: dict[str, Tensor], places: dict[str, Place]
     reverted = _reverted(model, state)
     found = {}
     for name, tensor in reverted.items():
-        match = next((other for other in _names(model, name) if other in places), None)
+        match = next((other for other in source_names(model, name) if other in places), None)
         if match is None or places[match].shape != tuple(tensor.shape) or places[match].dtype not in _DTYPES:
             return None
         found[match] = tensor
@@ -192,7 +192,7 @@ def _reverted(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return reverted
 
 
-def _names(model: Any, name: str) -> list[str]:
+def source_names(model: Any, name: str) -> list[str]:
     """What a tensor may be called in a checkpoint: with or without the prefix of the base model, or renamed."""
     prefix = f"{model.base_model_prefix}." if getattr(model, "base_model_prefix", "") else ""
     names = [name, name.removeprefix(prefix), prefix + name]

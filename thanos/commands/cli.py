@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -68,6 +69,11 @@ def sentence(error: BaseException) -> str:
     """An error in one line; its type is named where its text was not written for users."""
     text = " ".join(str(error).split())
     return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
+def default_of(options: type, name: str) -> Any:
+    """The default of a field of a dataclass of options."""
+    return next(field.default for field in dataclasses.fields(options) if field.name == name)
 
 
 def parsed(parse: Any) -> Any:

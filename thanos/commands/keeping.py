@@ -57,7 +57,7 @@ def _flat(identity: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 @contextmanager
 def keeping(unfinished: Partial, first: bool = True) -> Iterator[None]:
-    """Where the body fails, say how to go on, or remove the directory of the run if no block is done.
+    """Where the body fails, say how to go on, or remove the directory of the run if nothing is done.
 
     Of several processes, the ``first`` alone removes it.
     """
@@ -66,8 +66,8 @@ def keeping(unfinished: Partial, first: bool = True) -> Iterator[None]:
     except BaseException as error:
         if not unfinished.state:
             raise
-        done = unfinished.state.get("block", 0)
-        if not done:
+        done, searched = unfinished.state.get("block", 0), "search" in unfinished.state
+        if not done and not searched:
             with suppress(OSError):
                 if first:
                     unfinished.remove()
@@ -75,6 +75,8 @@ def keeping(unfinished: Partial, first: bool = True) -> Iterator[None]:
         where = f"the first {done} blocks are kept in {unfinished.folder}: the same command with --resume goes on"
         if done == 1:
             where = where.replace("first 1 blocks are", "first block is")
+        if not done:
+            where = where.replace("first 0 blocks are", "search so far is")
         if isinstance(error, Exception):
             raise ValueError(f"{sentence(error)}; {where}") from error
         raise KeyboardInterrupt(where) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from thanos.compact.format import MANIFEST, FormatError, opened, read_header, read_manifest
@@ -86,11 +88,20 @@ def unmark(folder: Path) -> None:
         raise FormatError(f"{path} holds no configuration: {error}") from error
 
 
-def save_again(model: Any, source: Path, save_directory: str | Path, **others: Any) -> None:
+def save_again(
+    model: Any,
+    source: Path,
+    names: Mapping[str, str],
+    dtypes: Mapping[str, torch.dtype],
+    save_directory: str | Path,
+    **others: Any,
+) -> None:
     """What ``save_pretrained`` of a loaded model does: its compact checkpoint once more, with its tensors as they are.
 
     Args:
         model: loaded from ``source``, its compact checkpoint.
+        names: what tensors of ``source`` are called in the model. Of others, those of ``source`` are saved.
+        dtypes: of the model's tensors as they were loaded.
 
     Raises:
         ValueError: the model is of another dtype than when it was packed, the directory is the one that it came from,
@@ -103,20 +114,21 @@ def save_again(model: Any, source: Path, save_directory: str | Path, **others: A
     if target.resolve() == source.resolve():
         raise ValueError(f"{target} holds the checkpoint that the model was loaded from; save it in another directory")
     state = model.state_dict()
-    for part in manifest.sources:
-        with opened(source / part.file) as reader:
-            for name in state.keys() & set(reader.keys()):
-                packed = reader.get_tensor(name).dtype
-                if state[name].dtype != packed:
-                    raise ValueError(
-                        f"{name} was packed as {packed} and is {state[name].dtype} now: a compact model is saved in "
-                        "the dtype that it was packed in"
-                    )
+    for name, own in names.items():
+        if own in state and state[own].dtype != dtypes[own]:
+            raise ValueError(
+                f"{name} was packed as {dtypes[own]} and is {state[own].dtype} now: a compact model is saved in the "
+                "dtype that it was packed in"
+            )
     target.mkdir(parents=True, exist_ok=True)
     for part in manifest.sources:
         with opened(source / part.file) as reader:
-            names = list(reader.keys())
-            tensors = {name: state[name].cpu() if name in state else reader.get_tensor(name) for name in names}
-            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, target / part.file)
+            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+            for name, packed in tensors.items():
+                now = state.get(names.get(name, ""))
+                if now is not None and not torch.equal(now.cpu(), packed.to(now.dtype)):
+                    tensors[name] = now.to("cpu", packed.dtype)
+            held = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+            save_file(held, target / part.file, reader.metadata())
     manifest.write(target)
     copy_others(source, target, {MANIFEST, *(part.file for part in manifest.sources)})

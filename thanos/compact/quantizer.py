@@ -6,8 +6,7 @@ layers go, which are read here, by the same code as in :func:`thanos.compact.loa
 
 from __future__ import annotations
 
-import re
-from functools import partial
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from thanos.compact.checkpoint import check_configuration, put_layers, read_layers
-from thanos.compact.files import METHOD, save_again
+from thanos.compact.files import METHOD
 from thanos.compact.format import FORMAT, MANIFEST, FormatError, Manifest, read_manifest
+from thanos.compact.placing import Placed, finish, place, read_sparse, shapes_of
+from thanos.compact.structure import check_depth, describe
 
 
 @register_quantization_config(METHOD)
@@ -50,6 +50,7 @@ class CompactQuantizer(HfQuantizer):
     def __init__(self, quantization_config: QuantizationConfigMixin, **others: Any) -> None:
         super().__init__(quantization_config, **others)
         self._found: tuple[Path, Manifest] | None = None
+        self._placed: Placed | None = None
 
     def update_attn_implementation(self, config: Any) -> Any:
         """In Transformers 5, what sees the configuration before a model is built of it."""
@@ -78,7 +79,7 @@ class CompactQuantizer(HfQuantizer):
         if self._found is None and getattr(config, "name_or_path", None):
             folder = _folder(config)
             manifest = read_manifest(folder)
-            check_configuration(config, manifest, folder)
+            check_depth(config, folder, shapes_of(manifest))
             self._found = folder, manifest
         return config
 
@@ -87,25 +88,25 @@ class CompactQuantizer(HfQuantizer):
         if self._found is None:
             raise FormatError("it is not known where the compact checkpoint is; give from_pretrained its directory")
         folder, manifest = self._found
-        names = put_layers(model, manifest, folder)
-        for name in names:
+        with torch.device("meta"):
+            twin = type(model)(copy.deepcopy(model.config))
+        structure = describe(twin, model.config, folder, shapes_of(manifest))
+        self._placed = place(model, folder, manifest, structure, model.dtype)
+        for name in self._placed.modules:
             model.set_submodule(name, Waiting(model.get_submodule(name)))
-        own = "|".join(re.escape(name) for name in [*names, *manifest.layers])
-        ignored = model._keys_to_ignore_on_load_unexpected  # a list or None in Transformers 4, a set in 5
-        kind = set if isinstance(ignored, set) else list
-        model._keys_to_ignore_on_load_unexpected = kind([*(ignored or []), rf"^(?:{own})\."])
+        # All tensors are known: they were compared with the model. In Transformers 4 these patterns are a list.
+        kind = set if isinstance(model._keys_to_ignore_on_load_unexpected, set) else list
+        model._keys_to_ignore_on_load_unexpected = kind([".*"])
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        assert self._found is not None
-        folder, manifest = self._found
-        for name, module in list(model.named_modules()):
-            if isinstance(module, Waiting):
-                model.set_submodule(name, module.held[0])
-        read_layers(model, manifest, folder)
-        for name in manifest.layers:
+        assert self._placed is not None
+        placed, self._placed = self._placed, None
+        for name in placed.modules:
+            model.set_submodule(name, model.get_submodule(name).held[0])
+        read_sparse(model, placed)
+        for name in placed.modules:
             model.get_submodule(name).to(device=_device(model, name), dtype=model.dtype)
-        model.requires_grad_(False)
-        model.save_pretrained = partial(save_again, model, folder)
+        finish(model, placed)
         return model
 
 

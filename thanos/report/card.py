@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from thanos.report import numbers
+from thanos.report.curve import before_and_after, recoveries, told
 from thanos.report.page import PAGE
 from thanos.report.read import Run, as_number
 from thanos.report.recipe import RECIPE
@@ -108,12 +109,14 @@ def _sentence(run: Run, name: str) -> str:
     samples = run.part("calibration")
     length = samples.get("length", samples.get("sequence_length"))
     text = Path(str(samples.get("source", ""))).name
+    follows = "" if recoveries(run) else "; no training followed"
     calibrated = (
-        f" It was calibrated on {samples['samples']} samples of {length} tokens of {text}; no training followed."
+        f" It was calibrated on {samples['samples']} samples of {length} tokens of {text}{follows}."
         if samples.get("samples") and length and text
         else ""
     )
-    return f"This {done}. It was made with {made}.{calibrated}"
+    trained = "".join(f" {told(one)}." for one in recoveries(run))
+    return f"This {done}. It was made with {made}.{calibrated}{trained}"
 
 
 def _numbers(run: Run) -> list[tuple[str, str, str]]:
@@ -124,6 +127,11 @@ def _numbers(run: Run) -> list[tuple[str, str, str]]:
         rows.append(
             (f"perplexity on {text}", numbers.perplexity(scores.get("dense")), numbers.perplexity(scores.get("pruned")))
         )
+    for recovery in recoveries(run):
+        before, after, text = before_and_after(recovery)
+        if after is not None:
+            label = f"perplexity on {text}, before and after training"
+            rows.append((label, numbers.perplexity(before), numbers.perplexity(after)))
     for label, key, said in (("parameters", "parameters", numbers.count), ("weights on disk", "bytes", numbers.size)):
         if run.number("size", key, "after") is not None:
             rows.append((label, said(run.number("size", key, "before")), said(run.number("size", key, "after"))))
@@ -163,9 +171,11 @@ def _load(run: Run) -> str:
 def _again(run: Run) -> str:
     command = _elsewhere(run.text("command"))
     made = f"It was made by\n\n```\n{command}\n```\n\nand " if command else ""
+    commands = [_elsewhere(str(one.get("command") or "")) for one in recoveries(run)]
+    trained = "".join(f"\n\nThen it was trained by\n\n```\n{one}\n```" for one in commands if one)
     return (
         f"{made}[{RECIPE}]({RECIPE}) holds every option, the defaults too:\n\n"
-        f"```\npython -m thanos.prune --recipe {RECIPE} --output NEW\n```"
+        f"```\npython -m thanos.prune --recipe {RECIPE} --output NEW\n```{trained}"
     )
 
 

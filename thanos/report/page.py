@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thanos.report import numbers
+from thanos.report.curve import before_and_after, recoveries, recovery_html
 from thanos.report.depth import depth_plots
 from thanos.report.figures import bars
 from thanos.report.read import Run, as_number
@@ -28,6 +29,7 @@ _SHOWN = {
     "excluded",
     "size",
     "command",
+    "recovery",
 }
 _LONGEST = 200  # names in a list on the page; the record has the rest
 
@@ -39,6 +41,7 @@ def run_page(run: Run) -> str:
         f"{_command(run)}</header>",
         f'<section class="tiles">{"".join(_tiles(run))}</section>',
         _section("Where to look next", _look_next(run)),
+        _section("Recovery", recovery_html(run)),
         _section("Over depth", f'<div class="plots">{"".join(depth_plots(run))}</div>' if run.layers else ""),
         _section("Time", f'<div class="plots">{_times(run)}</div>' if run.part("seconds") else ""),
         _section("Layers", layer_table([run])),
@@ -128,6 +131,11 @@ def _tiles(run: Run) -> list[str]:
         source = str(run.part("perplexity").get("source", ""))
         note = " ".join(filter(None, [numbers.change(before, after), f"on {Path(source).name}" if source else ""]))
         tiles.append(_tile("Perplexity", numbers.perplexity(after), f"from {numbers.perplexity(before)}", note))
+    for recovery in recoveries(run)[-1:]:
+        before, after, source = before_and_after(recovery)
+        if after is not None:
+            title, note = "Perplexity, trained", f"{numbers.change(before, after)} on {source}".strip()
+            tiles.append(_tile(title, numbers.perplexity(after), f"from {numbers.perplexity(before)}", note))
     effective, nominal = run.number("effective_sparsity"), run.number("nominal_sparsity")
     if effective is not None or nominal is not None:
         note = "as asked for" if nominal is None else f"{numbers.share(nominal)} nominal"
@@ -247,7 +255,8 @@ def _load(run: Run) -> str:
     return (
         f"<pre><code>{escape(code)}</code></pre><p>DIR is the directory that holds this page. To make it again: "
         "<code>python -m thanos.prune --recipe DIR/recipe.yaml --output NEW</code>. Smaller and faster: "
-        "<code>python -m thanos.pack DIR --output COMPACT</code>.</p>"
+        "<code>python -m thanos.pack DIR --output COMPACT</code>. Where DIR holds a compact.json it is that already, "
+        "and <code>thanos.load(DIR)</code> loads it.</p>"
     )
 
 

@@ -176,4 +176,6 @@ def run_of(title: str, record: Any) -> Run:
             raise ValueError(f"its {key} is no object")
     if record.get("excluded") is not None and not isinstance(record["excluded"], list):
         raise ValueError("its excluded layers are no list")
+    if record.get("recovery") is not None and not isinstance(record["recovery"], list):
+        raise ValueError("its recoveries are no list")
     return Run(title, record, layers)

@@ -13,7 +13,7 @@ from thanos.engine.peers import ALONE, Peers
 from thanos.scoring.perplexity import batches, loss, of_all
 from thanos.scoring.windows import Windows
 from thanos.walk.decoder import find_decoder
-from thanos.walk.memory import available_memory
+from thanos.walk.memory import available_memory, freed_memory_returned
 from thanos.walk.replay import Capture
 from thanos.walk.store import BlockStore, DiskStore, move_loaded
 
@@ -44,7 +44,7 @@ def score_streamed(
     decoder = find_decoder(model)
     count = len(peers.share(windows.tokens))
     total, done = 0.0, 0
-    with torch.no_grad():
+    with torch.no_grad(), freed_memory_returned():
         capture = Capture(model, decoder, windows.tokens, DiskStore(files, decoder.blocks, device).running)
         store = DiskStore(files, capture.decoder.blocks, device)
         parts = batches(windows, peers)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from thanos.shrink.skip import Chain
+from thanos.walk.divergence import divergence
 
 _TOKENS = 2048  # of the samples that judge
-_ROWS = 512  # of logits compared at a time
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,6 @@ def depth_to_remove(
         removed.append(best)
         divergences.append(scores[best])
     return Removed(removed, divergences)
-
-
-def divergence(wanted: Tensor, found: Tensor) -> float:
-    """The mean over tokens of ``KL(wanted || found)``, in nats; both (S, V) logarithms of probabilities."""
-    total = 0.0
-    for one, other in zip(wanted.split(_ROWS), found.split(_ROWS), strict=True):
-        one, other = one.float(), other.float()
-        total += float((one.exp() * (one - other)).sum(dtype=torch.float64))
-    return total / len(wanted)
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def load_samples(
             not (.gz, .zst, .bz2, .xz); a directory of such files, or one that ``datasets`` saved; or a list of
             documents. Chats are written by the tokenizer's chat template.
         tokenizer: a Hugging Face tokenizer.
-        samples, length: N and S, the number of samples and the tokens in each.
+        samples: N, the number of samples.
+        length: S, the tokens in each.
         seed: of a generator of its own; global random state is neither used nor changed.
         bos: whether samples start with the begin-of-sequence token, see :func:`thanos.text.beginning.beginning`.
         text_field: of the records of a file or data set; None takes ``text``, or else a chat in ``messages`` or
@@ -98,6 +99,34 @@ def load_samples(
     if windows is None:
         windows = _from_joined_text(text, tokenizer, samples, width, begin, generator)
     return Samples(with_beginning(windows, begin), text.source, text.sha256, seed, bool(begin.tokens))
+
+
+def load_packed(
+    source: str | Path | Sequence[str],
+    tokenizer: Any,
+    length: int,
+    *,
+    bos: str = "auto",
+    text_field: str | None = None,
+) -> Samples:
+    """All of a text, in its order, as samples to train on: documents joined by blank lines, cut without a gap.
+
+    Args:
+        source, tokenizer, length, bos, text_field: as for :func:`load_samples`. A shorter rest at the end is dropped.
+
+    Raises:
+        ValueError: the source cannot be read, or does not hold one sample.
+    """
+    begin = beginning(tokenizer, bos)
+    width = length - len(begin.tokens)
+    if width < 1:
+        raise ValueError(f"samples of {length} tokens have no room for text after what stands in front of it")
+    text = load_text(source, "train", text_field=text_field, tokenizer=tokenizer)
+    stream = text_tokens(text, tokenizer, begin)
+    if len(stream) < width:
+        raise ValueError(f"{text.source} holds {len(stream)} tokens, less than one window of {length}")
+    windows = stream[: len(stream) // width * width].view(-1, width)
+    return Samples(with_beginning(windows, begin), text.source, text.sha256, 0, bool(begin.tokens))
 
 
 def _whole(name: str, value: Any) -> int:

@@ -16,19 +16,23 @@ from thanos.pattern import Unstructured
 from thanos.walk.decoder import Layer
 from thanos.walk.hessians import InputHessian
 from thanos.walk.plan import copied
+from thanos.walk.search import Judge, check_room, search
 from thanos.walk.spool import Hidden, SpooledHidden
 from thanos.walk.walk import BlockWork, State, Walk, expert_groups
 
 Found = TypeVar("Found")
 
 
-def allocate(walk: Walk, hidden: Hidden) -> dict[str, int]:
+def allocate(walk: Walk, hidden: Hidden, judge: Judge) -> dict[str, int]:
     """The weights that each layer of the walk loses, together as many as in a uniform choice.
 
     Args:
         hidden: in front of the first block; not changed. The weights are those of the dense model.
+        judge: for a search.
     """
     options = walk.options
+    if options.allocation == "search":
+        check_room(walk)
     assert isinstance(options.pattern, Unstructured)
     sparsity = options.pattern.sparsity
     with walk.clock("allocate"):
@@ -41,6 +45,8 @@ def allocate(walk: Walk, hidden: Hidden) -> dict[str, int]:
         if options.allocation == "owl":
             shares = _measured(walk, hidden, lambda layer, given: outlier_share(layer.weight, _norms(given)))
             return owl(shares, {name: sizes[name] for name in shares}, sparsity, groups=groups)
+        if options.allocation == "search":
+            return search(walk, judge, _measured(walk, hidden, lambda _, given: given), sparsity)
         curves = _measured(walk, hidden, lambda layer, given: _curve(walk, layer, given))
         return curvature(curves, {name: sizes[name] for name in curves}, sparsity)
 

@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from thanos.walk.replay import Call
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names of glibc's mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # names of glibc's mallopt(3)
 _TRIM_THRESHOLD, _MMAP_MAX = 128 * 1024, 65536  # its defaults
+_MMAP_THRESHOLD = 32 << 20  # up to which glibc raises it by itself
+_LARGE = 1 << 20
 
 
 class PeakMemory(TorchDispatchMode):
@@ -123,9 +125,7 @@ def freed_memory_kept() -> Iterator[None]:
     time of a forward of 32 x 512 tokens through a block of SmolLM2-135M. With another C library, or where the
     environment sets glibc's allocator, nothing is done.
     """
-    libc = ctypes.CDLL(None)
-    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if tuned or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+    if (libc := _allocator()) is None:
         yield
         return
     libc.mallopt(_M_MMAP_MAX, 0)
@@ -136,3 +136,29 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(_M_MMAP_MAX, _MMAP_MAX)
         libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
         libc.malloc_trim(0)
+
+
+@contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Within the body, memory of tensors of a megabyte and more goes back to the system as soon as it is freed.
+
+    glibc raises by itself the size from which it does so, up to 32 MB. Then what was freed of one block of a streamed
+    model, with a few bytes taken from each piece, is too small for the same tensor of the next: without this, all of
+    TinyLlama's 2.2 GB end up in memory. As :func:`freed_memory_kept` otherwise.
+    """
+    if (libc := _allocator()) is None:
+        yield
+        return
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        libc.malloc_trim(0)
+
+
+def _allocator() -> ctypes.CDLL | None:
+    """The C library, where it is glibc and the environment leaves its allocator as it is."""
+    libc = ctypes.CDLL(None)
+    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    return libc if not tuned and hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

@@ -20,10 +20,11 @@ from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
 from thanos.walk.finite import check_finite
-from thanos.walk.memory import freed_memory_kept
+from thanos.walk.memory import freed_memory_kept, freed_memory_returned
 from thanos.walk.plan import copied, make_plan, work_device
 from thanos.walk.replay import NoChainError, watch_blocks
 from thanos.walk.resume import Keeper
+from thanos.walk.search import Judge
 from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State, Walk
 from thanos.walk.zeros import count_zeros
@@ -58,7 +59,7 @@ def prune_model(
         peers: processes that prune the model together; each calls this with the same arguments.
         options: by keyword, those of :class:`thanos.options.WalkOptions`: method, block_size, outlier_fraction,
             damping, metric, refine, backend, exclude, passes, batch_size, memory_limit, experts, device, targets,
-            correction, reconstruct, allocation.
+            correction, reconstruct, allocation, search_evaluations.
 
     Raises:
         ValueError, TypeError: the model is of an unsupported kind, an option does not fit it (all layers are checked
@@ -79,7 +80,8 @@ def prune_model(
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad(), freed_memory_kept():
+        memory = freed_memory_kept if stores is in_memory else freed_memory_returned
+        with torch.inference_mode(False), torch.no_grad(), memory():
             clock = Clock(work_device(decoder, chosen))
             if keeper is None:
                 plan, hidden = make_plan(model, decoder, samples, chosen, clock, None, stores, peers)
@@ -89,7 +91,7 @@ def prune_model(
             patch = keeper.patch if keeper is not None and peers.rank == 0 else None
             walk = Walk(plan, chosen, frozenset(layers), clock, progress, patch, peers)
             if chosen.allocation != "uniform" and state.counts_wanted is None:
-                state.counts_wanted = allocate(walk, state.hidden)
+                state.counts_wanted = allocate(walk, state.hidden, _judge(model, samples, keeper))
                 if state.dense is not None:
                     state.dense = copied(state.hidden)
             while state.block < len(plan.store):
@@ -189,6 +191,11 @@ def check_layers(layers: dict[str, Layer], options: WalkOptions, resident: bool 
             raise ValueError(f"{name}: its weights are not loaded")
     if resident:
         check_finite(layers.values())
+
+
+def _judge(model: nn.Module, samples: Tensor, keeper: Keeper | None) -> Judge:
+    """What a search for an allocation is judged by, and where an earlier one is found."""
+    return Judge(model, samples) if keeper is None else Judge(model, samples, keeper.searched(), keeper.keep_search)
 
 
 def _check_peers(layers: dict[str, Layer], samples: int, options: WalkOptions, peers: Peers) -> None:

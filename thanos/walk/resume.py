@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from thanos.allocate import SearchState
 from thanos.checkpoint import Partial, Patches, room_for, sync, sync_tree
 from thanos.checkpoint.partial import PREPARING, WALKING
 from thanos.engine.peers import ALONE, Peers
@@ -145,6 +146,16 @@ class Keeper:
                 }
                 changed, self._changed = self._changed, {}
                 self._writing = self._writer.submit(self._write, changed, streams, found)
+
+    def searched(self) -> SearchState | None:
+        """Where an unfinished search for an allocation stopped."""
+        found = self._partial.state.get("search")
+        return SearchState(**found) if found else None
+
+    def keep_search(self, state: SearchState) -> None:
+        """Write down how far the search for an allocation is."""
+        with room_for(self._partial.folder):
+            self._partial.save(search=dataclasses.asdict(state))
 
     def finish(self) -> None:
         """Wait until all that was to be kept is on the disk; raises what went wrong there."""

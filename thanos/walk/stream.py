@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from thanos.checkpoint import BlockFiles, can_stream, load_skeleton, weight_files
+from thanos.checkpoint import BlockFiles, can_convert, load_skeleton, weight_files
 from thanos.walk.decoder import find_decoder
 from thanos.walk.memory import available_memory
 
@@ -26,7 +26,7 @@ def choose_stream(wanted: str, source: Path | None, copies: int = 1) -> tuple[bo
     if wanted != "auto":
         return wanted == "yes", "as asked for"
     files = [] if source is None else weight_files(source)
-    if not files or not can_stream():
+    if not files or not can_convert():
         return False, "its files can only be read as a whole"
     size, free = copies * sum(file.stat().st_size for file in files), available_memory(torch.device("cpu"))
     gib = f"it takes {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"

@@ -13,6 +13,7 @@ import transformers
 from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from tests.conftest import FAMILIES
 from thanos.checkpoint import load_model
@@ -161,6 +162,21 @@ def test_an_unknown_tensor_is_named_and_kept_by_those_who_know(model_folder: Pat
     assert "does not know, the tensor mtp.head.weight" in result.stderr
     assert prune(model_folder, tmp_path / "out", "--allow-missing").exit_code == 0
     assert torch.equal(tensors(tmp_path / "out")["mtp.head.weight"], torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("options", [["--dtype", "float16"], ["--pattern", "depth:1"]])
+def test_what_transformers_leaves_out_is_not_lost_without_a_word(
+    options: list[str], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited(model_folder, lambda content: content.update({"mtp.head.weight": torch.ones(3, 3)}))
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^mtp.*"])
+    assert prune(model_folder, tmp_path / "same").exit_code == 0
+    assert "mtp.head.weight" in tensors(tmp_path / "same")
+    result = prune(model_folder, tmp_path / "out", *options)
+    assert result.exit_code == 1
+    assert "holds the tensor mtp.head.weight, which its model class leaves out" in result.stderr
+    result = prune(model_folder, tmp_path / "out", *options, "--allow-missing")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_tensor_of_another_shape_is_named(model_folder: Path, tmp_path: Path) -> None:

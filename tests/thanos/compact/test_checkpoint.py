@@ -12,7 +12,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from thanos.compact import BitmaskLinear, ColumnPrunedLinear, FormatError, Sparse24Linear, forms, read_manifest
+from thanos.compact import (
+    BitmaskLinear,
+    ColumnPrunedLinear,
+    FormatError,
+    Sparse24Linear,
+    forms,
+    read_manifest,
+    structure,
+)
 from thanos.compact import checkpoint as compact
 from thanos.linear import is_plain
 
@@ -271,7 +279,7 @@ def test_a_manifest_that_contradicts_the_tensors_is_refused(
     damage: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(packed / "compact.json", DAMAGES[damage])
-    monkeypatch.setattr(compact, "_build", lambda *_, **__: pytest.fail("something was built"))
+    monkeypatch.setattr(structure, "build", lambda *_, **__: pytest.fail("something was built"))
     with pytest.raises(FormatError):
         compact.load(packed)
     with pytest.raises(FormatError):

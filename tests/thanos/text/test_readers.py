@@ -108,7 +108,7 @@ def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
 
 def test_directories_of_files_and_their_splits(tmp_path: Path) -> None:
     put(tmp_path / "shards" / "b.jsonl.zst", zstd(b'{"text": "b"}'))
-    put(tmp_path / "shards" / "a.jsonl.gz", gzip.compress(b'{"text": "a"}'))
+    put(tmp_path / "shards" / "a.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0))
     put(tmp_path / "books" / "README.md", "no book")
     put(tmp_path / "books" / "old" / "b.txt", "second\n\nbook")
     put(tmp_path / "books" / "a.txt", "first book")
@@ -140,7 +140,7 @@ def test_directories_of_files_and_their_splits(tmp_path: Path) -> None:
         ("a.csv", b"text\n\xff\n", "cannot read"),
         ("a.csv", "", "holds no text"),
         ("a.jsonl.gz", "{}", "it is damaged or no .gz file"),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "it is damaged or no .gz file"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "it is damaged or no .gz file"),
         ("a.jsonl.zst", "{}", "it is damaged or no .zst file"),
         ("a.jsonl.xz", "{}", "it is damaged or no .xz file"),
         ("a.txt.bz2", "a", "it is damaged or no .bz2 file"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,18 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.mixtures import tiny_mixture
 from tests.thanos.walk.test_resume import Stop, content
-from thanos.checkpoint import can_stream
+from thanos.checkpoint import can_convert
 from thanos.evaluate import main as evaluate
 from thanos.prune import main
 from thanos.walk.stream import choose_stream, load_streamed
 
-pytestmark = pytest.mark.skipif(not can_stream(), reason="transformers converts whole checkpoints only")
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.skipif(not can_convert(), reason="transformers converts whole checkpoints only")
 
 
 @pytest.fixture
@@ -71,6 +77,23 @@ def test_what_is_not_at_work_is_not_in_memory(model_folder: Path, text: Path, tm
     files.drop(blocks[1])
     gc.collect()
     assert parameters(model) == outside
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the process' memory from /proc")
+def test_memory_does_not_grow_with_the_blocks(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=12288, num_hidden_layers=16, num_attention_heads=2, vocab_size=300,
+        max_position_embeddings=64, dtype="float32",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "model")
+    blocks = sum(tensor.nbytes for tensor in model.model.layers.parameters())
+    command = [sys.executable, str(Path(__file__).with_name("streamed_peak.py")), str(tmp_path / "model")]
+    result = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert blocks > 250e6
+    assert int(result.stdout) < 0.4 * blocks
 
 
 def test_a_streamed_run_goes_on_in_memory_and_the_other_way(model_folder: Path, text: Path, tmp_path: Path) -> None:

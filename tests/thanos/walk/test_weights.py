@@ -239,13 +239,17 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+def tiny_unusual(family: str) -> Any:
+    kind, options, _ = UNUSUAL[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**_TINY, **options})
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("family", UNUSUAL)
 def test_unusual_blocks_are_pruned_as_far_as_they_can_be(family: str, passes: int, token_samples: Tensor) -> None:
-    kind, options, reason = UNUSUAL[family]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**_TINY, **options})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model, reason = tiny_unusual(family), UNUSUAL[family][2]
     for parameter in model.parameters():  # scales that start at zero would leave columns dead
         if not bool(parameter.any()):
             nn.init.normal_(parameter, std=0.1)

@@ -90,7 +90,8 @@
   }
 
   const longest = columns.map((column) => {
-    let most = column.label.length + 3;
+    const { label } = column; // a long one takes two lines
+    let most = label.length > 16 && label.includes(" ") ? Math.ceil(label.length / 2) + 4 : label.length + 3;
     const step = Math.max(1, Math.floor(total / 2000));
     for (let row = 0; row < total; row += step) {
       const value = column.values[row];
@@ -102,7 +103,7 @@
   let wide = 0;
   columns.forEach((column, index) => {
     const most = index === 0 && narrow ? 190 : 520;
-    const width = Math.round(Math.min(most, (longest[index] - (index === 0 ? prefix : 0)) * 7.8 + 28));
+    const width = Math.round(Math.min(most, (longest[index] - (index === 0 ? prefix : 0)) * 7.5 + 26));
     wide += width;
     const made = element("col");
     made.style.width = width + "px";

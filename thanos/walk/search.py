@@ -1,0 +1,140 @@
+"""Search for an allocation: layers are pruned anew in place, and the model is compared with the dense one.
+
+Layers are pruned on the Hessians of the dense model, by the method alone; what pruned layers before them change is
+seen by the judge, not by the pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from thanos.allocate import SearchState, exchange_search, uniform
+from thanos.engine.factor import Factor
+from thanos.engine.layer import factor_for, prune_layer
+from thanos.engine.timing import StepTimer
+from thanos.pattern import Unstructured
+from thanos.walk.decoder import Layer
+from thanos.walk.divergence import divergence
+from thanos.walk.hessians import InputHessian
+from thanos.walk.memory import available_memory
+from thanos.walk.replay import run_model
+from thanos.walk.walk import State, Walk
+
+_TOKENS = 2048  # of the samples that judge
+_LOGITS = 1 << 26  # numbers of the dense model's output that are kept
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a search needs beside the walk.
+
+    Attributes:
+        model: in memory.
+        samples: (N, S), token ids; the last so many as make 2048 tokens judge.
+        found: where an earlier search stopped.
+        saved: called with the state after each evaluation.
+    """
+
+    model: nn.Module
+    samples: Tensor
+    found: SearchState | None = None
+    saved: Callable[[SearchState], None] | None = None
+
+
+def search(walk: Walk, judge: Judge, inputs: Mapping[str, InputHessian], sparsity: float) -> dict[str, int]:
+    """The counts that the model is nearest to the dense one with, of those that were tried.
+
+    Args:
+        inputs: of each layer in the dense model.
+        sparsity: of the whole.
+    """
+    layers = {layer.name: layer for block in walk.plan.decoder.layers for layer in block if layer.name in inputs}
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    state = judge.found or SearchState(uniform(sizes, sparsity))
+    trials, budget = _Trials(walk, judge, layers, inputs), walk.options.search_evaluations
+
+    def saved(state: SearchState) -> None:
+        walk.say(State([]), f"allocation {state.evaluations} of {budget}", state.score)
+        if judge.saved is not None:
+            judge.saved(state)
+
+    groups = {name: name.rpartition(".")[0] for name in sizes}  # attention, feed-forward
+    with trials.restored():
+        state = exchange_search(state, sizes, sparsity, trials, budget, groups=groups, saved=saved)
+    return dict(state.counts)
+
+
+class _Trials:
+    """The model with some counts removed: each call prunes the layers anew whose counts have changed.
+
+    Those of the call before are kept, as most trials are taken back.
+    """
+
+    def __init__(
+        self, walk: Walk, judge: Judge, layers: Mapping[str, Layer], inputs: Mapping[str, InputHessian]
+    ) -> None:
+        self._walk, self._model, self._layers, self._inputs = walk, judge.model, layers, inputs
+        self._dense = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+        self._now: dict[str, int] = {}
+        self._before: dict[str, tuple[int, Tensor]] = {}
+        self._judging = judge.samples[-max(1, _TOKENS // judge.samples.shape[1]) :]
+        vocabulary = len(judge.model.get_input_embeddings().weight)  # type: ignore[operator]
+        self._every = -(-self._judging.numel() * vocabulary // _LOGITS)
+        self._wanted = [self._output(sample) for sample in self._judging]
+
+    def _output(self, sample: Tensor) -> Tensor:
+        return run_model(self._model, sample[None]).logits[0, :: self._every].float().log_softmax(-1)
+
+    def __call__(self, counts: Mapping[str, int]) -> float:
+        factors: dict[int, Factor] = {}
+        last, self._before = self._before, {}
+        for name, count in counts.items():
+            if self._now.get(name) == count:
+                continue
+            weight = self._layers[name].weight
+            if name in self._now:
+                self._before[name] = self._now[name], weight.clone()
+            known, pruned = last.get(name, (None, weight))
+            weight.copy_(pruned if known == count else self._pruned(name, count, factors))
+            self._now[name] = count
+        scores = [
+            divergence(wanted, self._output(one)) for one, wanted in zip(self._judging, self._wanted, strict=True)
+        ]
+        return sum(scores) / len(scores)
+
+    def _pruned(self, name: str, count: int, factors: dict[int, Factor]) -> Tensor:
+        hessian, weight = self._inputs[name].hessian, self._dense[name].to(self._walk.plan.device)
+        assert hessian is not None
+        options = replace(self._walk.options, refine="none", pattern=Unstructured((count + 0.5) / weight.numel()))
+        if id(hessian) not in factors:
+            factors[id(hessian)] = factor_for(hessian, torch.promote_types(weight.dtype, hessian.dtype), options)
+        return prune_layer(weight, factors[id(hessian)], options, StepTimer(hessian.device)).weight
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Behind the body, the model is dense again."""
+        try:
+            yield
+        finally:
+            for name, weight in self._dense.items():
+                self._layers[name].weight.copy_(weight)
+
+
+def check_room(walk: Walk) -> None:
+    """Raise ValueError where what a search keeps does not fit: the layers' Hessians, and a copy of their weights."""
+    if not walk.plan.store.resident:
+        raise ValueError("allocation search needs the model in memory; choose another, or --stream no")
+    layers = [layer for block in walk.plan.decoder.layers for layer in block if layer.name in walk.chosen]
+    copies = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    inputs = {(layer.name.rpartition(".")[0], layer.expert, layer.weight.shape[1]) for layer in layers}
+    needed, free = copies + sum(4 * width**2 for _, _, width in inputs), available_memory(walk.plan.device)
+    if needed > free:
+        raise ValueError(
+            f"allocation search keeps the Hessians of all layers and a copy of their weights, {needed / 2**30:.1f} GiB "
+            f"where {free / 2**30:.1f} are free; choose another allocation"
+        )
