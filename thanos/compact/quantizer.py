@@ -16,6 +16,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from thanos.compact.base import SparseLinear
 from thanos.compact.files import METHOD
 from thanos.compact.format import FORMAT, MANIFEST, FormatError, Manifest, read_manifest
 from thanos.compact.placing import Placed, finish, place, read_sparse, shapes_of
@@ -34,11 +35,19 @@ class CompactConfig(QuantizationConfigMixin):
 
 
 class Waiting(nn.Module):
-    """Stands where a sparse layer goes while other tensors are read, and holds none."""
+    """Stands where a sparse layer goes while other tensors are read, and holds none.
+
+    A model's own code for new weights looks at ``weight`` and ``bias``; whatever it writes there is nowhere.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.held = (layer,)  # in a tuple it is no part of the model
+        self.bias: torch.Tensor | None = None
+        if isinstance(layer, SparseLinear):
+            self.weight = torch.empty(layer.out_features, layer.in_features, device="meta", dtype=torch.float32)
+            if layer.bias is not None:
+                self.bias = torch.empty(layer.out_features, device="meta", dtype=torch.float32)
 
 
 @register_quantizer(METHOD)
@@ -88,9 +97,7 @@ class CompactQuantizer(HfQuantizer):
         if self._found is None:
             raise FormatError("it is not known where the compact checkpoint is; give from_pretrained its directory")
         folder, manifest = self._found
-        with torch.device("meta"):
-            twin = type(model)(copy.deepcopy(model.config))
-        structure = describe(twin, model.config, folder, shapes_of(manifest))
+        structure = describe(_twin(model), model.config, folder, shapes_of(manifest))
         self._placed = place(model, folder, manifest, structure, model.dtype)
         for name in self._placed.modules:
             model.set_submodule(name, Waiting(model.get_submodule(name)))
@@ -108,6 +115,19 @@ class CompactQuantizer(HfQuantizer):
             model.get_submodule(name).to(device=_device(model, name), dtype=model.dtype)
         finish(model, placed)
         return model
+
+
+def _twin(model: Any) -> Any:
+    """A model of the same class without memory, its tied weights one. Within ``from_pretrained`` none are tied."""
+    with torch.device("meta"):
+        twin = type(model)(copy.deepcopy(model.config))
+    if not hasattr(twin, "get_expanded_tied_weights_keys"):  # in Transformers 4
+        twin.tie_weights()
+        return twin
+    for target, source in twin.get_expanded_tied_weights_keys(all_submodels=True).items():
+        module, _, own = target.rpartition(".")
+        setattr(twin.get_submodule(module), own, twin.get_parameter(source))
+    return twin
 
 
 def _folder(config: Any) -> Path:
