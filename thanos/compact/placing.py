@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thanos.compact.base import convert_whole
 from thanos.compact.experts import SparseExperts
 from thanos.compact.files import save_again
 from thanos.compact.format import DTYPES, FormatError, Manifest, opened, parse_header
-from thanos.compact.forms import CLASSES
+from thanos.compact.forms import CLASSES, restore
 from thanos.compact.structure import Structure, install
 
 
@@ -31,6 +32,7 @@ class Placed:
             too, are read by :func:`read_sparse`, all others as those of any checkpoint.
         names: what the tensors of the compact files are called in the model; those that are merged there with others
             are left out.
+        decoded: names of the packed layers that are no linear layers in this version of Transformers.
         dtype: of dense layers among experts, and of biases.
     """
 
@@ -39,6 +41,7 @@ class Placed:
     structure: Structure
     modules: frozenset[str]
     names: dict[str, str]
+    decoded: frozenset[str]
     dtype: torch.dtype
 
     def is_sparse(self, tensor: str) -> bool:
@@ -47,7 +50,7 @@ class Placed:
         return any(".".join(parts[:end]) in self.modules for end in range(1, len(parts)))
 
     def tensors(self, *, sparse: bool) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that belong to ``modules``, or the others that the model knows, one after another.
+        """The tensors that belong to ``modules``, or the others that the model knows, decoded ones too, one by one.
 
         Raises:
             FormatError: a file is damaged.
@@ -59,6 +62,10 @@ class Placed:
                     known = name in self.names or (name in self.structure.targets and name not in packed)
                     if known and self.is_sparse(name) is sparse:
                         yield name, reader.get_tensor(name).clone()
+                for name in () if sparse else self.decoded:
+                    layer = self.manifest.layers[name]
+                    if layer.file == source.file:
+                        yield layer.tensor, restore(reader, name, layer)
 
 
 def shapes_of(manifest: Manifest) -> dict[str, tuple[int, ...]]:
@@ -88,7 +95,7 @@ def place(model: Any, folder: Path, manifest: Manifest, structure: Structure, dt
     for name, layer in manifest.layers.items():
         for tensor in layer.tensors(name):
             part = tensor.removeprefix(f"{name}.")
-            if part != "zero_signs":
+            if part != "zero_signs" and layer.tensor in installed:
                 names[tensor] = f"{installed[layer.tensor]}.{part}"
     for tensor in structure.targets:
         held = None if tensor in installed else structure.held_as(tensor, split)
@@ -101,7 +108,8 @@ def place(model: Any, folder: Path, manifest: Manifest, structure: Structure, dt
         if isinstance(model.get_submodule(path), SparseExperts) and name.isdigit()
     }
     alone = {name for tensor, name in installed.items() if tensor not in structure.slots}
-    return Placed(folder, manifest, structure, frozenset(holders | alone), names, dtype)
+    decoded = frozenset(name for name, layer in manifest.layers.items() if layer.tensor not in installed)
+    return Placed(folder, manifest, structure, frozenset(holders | alone), names, decoded, dtype)
 
 
 def read_sparse(model: nn.Module, placed: Placed) -> None:
@@ -131,4 +139,5 @@ def finish(model: Any, placed: Placed) -> None:
         raise FormatError(f"{placed.folder} lacks the tensor {left[0]} that its configuration asks for")
     model.requires_grad_(False)
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    convert_whole(model)
     model.save_pretrained = partial(save_again, model, placed.folder, placed.names, dtypes)

@@ -99,6 +99,11 @@ class CompactQuantizer(HfQuantizer):
         folder, manifest = self._found
         structure = describe(_twin(model), model.config, folder, shapes_of(manifest))
         self._placed = place(model, folder, manifest, structure, model.dtype)
+        if self._placed.decoded:
+            raise FormatError(
+                f"{min(self._placed.decoded)} is no linear layer in this version of Transformers: load {folder} with "
+                "thanos.load, which decodes it"
+            )
         for name in self._placed.modules:
             model.set_submodule(name, Waiting(model.get_submodule(name)))
         # All tensors are known: they were compared with the model. In Transformers 4 these patterns are a list.

@@ -88,12 +88,25 @@ def find_mixtures(model: nn.Module, samples: Tensor) -> list[Mixture]:
         if router is None:
             raise ValueError(f"{name}: the router of these experts does not show in how they run; they stay")
         count = _leading(module)
-        own = [full for full in state if full.rpartition(".")[0] in (name, router) and len(state[full]) == count]
+        own = [full for full, tensor in state.items() if _counts_experts(full, tensor, count, name, router)]
         zeros = torch.zeros(count, dtype=torch.float64, device="cpu")
         found.append(Mixture(name, count, own, zeros, zeros.clone(), zeros.clone(), router))
     if not found:
         raise ValueError(f"{type(model).__name__} has no mixture of fused experts")
     return found
+
+
+def _counts_experts(full: str, tensor: Tensor, count: int, experts: str, router: str) -> bool:
+    """Whether a tensor's first axis counts a mixture's experts: theirs, their router's, or a vector beside the two."""
+    if not tensor.dim() or len(tensor) != count:
+        return False
+    place = full.rpartition(".")[0]
+    return place == experts or f"{place}.".startswith(f"{router}.") or _beside(place, experts, tensor)
+
+
+def _beside(place: str, experts: str, tensor: Tensor) -> bool:
+    """A vector of the module that holds the experts, such as the bias that corrects their load."""
+    return tensor.dim() == 1 and place == experts.rpartition(".")[0]
 
 
 def _leading(module: nn.Module) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from thanos.pattern import IMPORTANCES, Axis, Shrink, parse_any_pattern
 from thanos.report import ModelReport
+from thanos.shrink.compensate import compensate
 from thanos.shrink.experts import expert_goal, without_experts
 from thanos.shrink.guided import DepthSets, check_depth_sets, find_depth_sets, follow_input
 from thanos.shrink.job import Job
@@ -122,6 +123,7 @@ class ShrinkPlan:
         check_shrink_options(importance, multiple, damping, correction)
         check_samples(model, samples)
         self._model, self._samples, self._pattern, self._importance = model, samples, parsed, importance
+        self._device = device
         self._guided = next((axis for axis in parsed.axes if axis.sets), None)
         self._experts = parsed.axis("experts")
         rest = Shrink(tuple(axis for axis in parsed.axes if axis not in (self._experts, self._guided)))
@@ -168,7 +170,10 @@ class ShrinkPlan:
     def _remove_experts(self, axis: Axis, report: ModelReport | None) -> ModelReport:
         begin, before = time.perf_counter(), block_weights(self._model)
         goal = expert_goal(self._model, axis, self._samples)  # blocks may have been removed since it was first checked
-        self._model, removed = without_experts(self._model, goal, self._samples, self._importance)
+        dense = self._model
+        self._model, removed = without_experts(dense, goal, self._samples, self._importance)
+        names = [mixture.name for mixture in goal.mixtures]
+        adjusted = compensate(dense, self._model, names, self._samples, self._device)
         seconds = time.perf_counter() - begin
         report = report or _empty_report(self._importance)
         share = 1 - (1 - report.effective_sparsity) * block_weights(self._model) / before
@@ -176,7 +181,12 @@ class ShrinkPlan:
             report,
             nominal_sparsity=share,
             effective_sparsity=share,
-            options={**report.options, "importance": self._importance, "removed_experts": removed},
+            options={
+                **report.options,
+                "importance": self._importance,
+                "removed_experts": removed,
+                "compensated_experts": {one.name: [one.before, one.after] for one in adjusted},
+            },
             seconds={**report.seconds, "experts": seconds, "total": report.seconds["total"] + seconds},
         )
 

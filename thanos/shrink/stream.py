@@ -77,7 +77,7 @@ class Stream:
         """Run a block as it is and take down the inputs of its layer ``sink``; the samples stay in front of it."""
         found: Inputs | None = None
         for number, batch in enumerate(self.batches):
-            with self.clock("forward"), _input_of(sink) as kept:
+            with self.clock("forward"), input_of(sink) as kept:
                 output = batch.calls[index](block, batch.hidden)
             with self.clock("hessian"):
                 (inputs,) = kept
@@ -121,7 +121,8 @@ def _empty(inputs: Tensor) -> Inputs:
 
 
 @contextmanager
-def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the body, what the module is given, one call after the other."""
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

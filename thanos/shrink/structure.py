@@ -289,21 +289,19 @@ def _head_site(trace: _Trace, name: str, heads: int | None) -> Site:
         if source in trace.others:
             if bool(rows.all()):
                 continue  # shared by all heads
-            axis = next((axis for axis in range(rows.dim() - 1) if _constant(rows, axis)), None)
+            split = [_by_slice(rows, axis) for axis in range(rows.dim() - 1)]
+            axis = next((axis for axis, flat in enumerate(split) if bool((flat == flat[:, :1]).all())), None)
             if axis is None:
                 raise _Unfit(f"{source}, which lies in front of it, cannot be split by heads")
-            rows, places = _first(rows, axis), ((source, axis),)
+            rows, places = split[axis][:, 0], ((source, axis),)
         cuts += [_head_cut(place, rows, group) for place in places]
     return Site(name, "heads", heads, group, tuple(cuts))
 
 
-def _constant(rows: Tensor, axis: int) -> bool:
-    flat = rows.movedim(axis, 0).flatten(1, -2)
-    return bool((flat == flat[:, :1]).all())
-
-
-def _first(rows: Tensor, axis: int) -> Tensor:
-    return rows.movedim(axis, 0).flatten(1, -2)[:, 0]
+def _by_slice(rows: Tensor, axis: int) -> Tensor:
+    """(slices, elements, heads) of a parameter's elements (*shape, heads), for its slices along ``axis``."""
+    front = rows.movedim(axis, 0)
+    return front.reshape(len(front), -1, rows.shape[-1])
 
 
 def _groups(rows: Tensor, heads: int) -> Tensor:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.test_two_transformers import OLDER
 from tests.thanos.compact.test_checkpoint import edit, pruned_llama
 from thanos import compact
 from thanos.compact import FormatError
@@ -23,7 +24,7 @@ from thanos.compact.base import SparseLinear
 from thanos.compact.files import METHOD
 
 ROOT = Path(__file__).parents[3]
-OLDER = Path(sys.prefix) / "transformers-4"
+
 TOKENS = torch.arange(24, dtype=torch.int64, device="cpu")[None]
 PACKED = "model.layers.0.mlp.gate_proj"
 

@@ -12,6 +12,8 @@ import transformers
 from conftest import FAMILIES
 
 from thanos.shrink import shrink_model
+from thanos.shrink.skip import Chain
+from thanos.walk.decoder import find_decoder
 
 _GROUPED = FAMILIES["llama"][1]
 _MORE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -22,6 +24,7 @@ _MORE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _NO_CHANNELS = {"bloom", "mamba"}
 _HEADS = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "phi3", "cohere", "starcoder2"]
+_DERIVED = ["opt", "gpt2", "gptj", "gpt_neox", "falcon"]  # divide their width by the number of heads
 
 
 def build(tiny_model: Callable[..., Any], family: str) -> Any:
@@ -81,28 +84,54 @@ def test_key_and_value_heads(
     assert (loaded.config.num_attention_heads, loaded.config.num_key_value_heads) == (2, 1)
 
 
+def without_blocks(model: Any, samples: torch.Tensor, removed: list[int]) -> torch.Tensor:
+    """The logits of a model whose ``removed`` blocks hand their hidden states on."""
+    blocks = find_decoder(model).blocks
+    with torch.no_grad():
+        return Chain(model, blocks, samples[:1, :4]).logits(samples, removed)
+
+
+def check_depth(model: Any, samples: torch.Tensor, pattern: str, folder: Path) -> tuple[Any, list[int]]:
+    """What is saved must compute what ``model``, which keeps its blocks, computes without those that went."""
+    shrunk = shrink_model(model, samples, pattern, multiple=4)
+    shrunk.model.save_pretrained(folder)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    removed = shrunk.report.options["removed_blocks"]
+    assert loaded.config.num_hidden_layers == model.config.num_hidden_layers - len(removed)
+    return loaded, removed
+
+
 @pytest.mark.parametrize("family", [*FAMILIES])
 def test_depth(tiny_model: Callable[..., Any], token_samples: torch.Tensor, tmp_path: Path, family: str) -> None:
     model = build(tiny_model, family)
-    blocks = model.config.num_hidden_layers
-    shrunk = shrink_model(model, token_samples, "depth:1")  # compares the logits with those without the block itself
-    shrunk.model.save_pretrained(tmp_path)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert loaded.config.num_hidden_layers == blocks - 1
+    loaded, removed = check_depth(model, token_samples, "depth:1", tmp_path)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(token_samples).logits, shrunk.model(token_samples).logits)
+        found = loaded(token_samples).logits
+    torch.testing.assert_close(found, without_blocks(model, token_samples, removed), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "phi"])
+def test_lists_of_one_entry_a_block_follow_the_blocks(
+    tiny_model: Callable[..., Any], token_samples: torch.Tensor, tmp_path: Path
+) -> None:
+    model = build(tiny_model, "gemma3")
+    types = list(model.config.layer_types)
+    loaded, removed = check_depth(model, token_samples, "depth:1", tmp_path)
+    assert loaded.config.layer_types == [kind for index, kind in enumerate(types) if index not in removed]
+    assert len(set(types)) > 1
+
+
+@pytest.mark.parametrize("family", [*_HEADS, *_MORE, *_DERIVED])
 def test_sums(tiny_model: Callable[..., Any], token_samples: torch.Tensor, tmp_path: Path, family: str) -> None:
+    """The model of the old shape, masked, is run without the blocks that went: the smaller one computes the same."""
     model = build(tiny_model, family)
-    blocks = model.config.num_hidden_layers
-    shrunk = shrink_model(model, token_samples, "channels:0.25+heads:0.5+depth:1", multiple=4)
-    config = shrunk.model.config
-    assert (config.intermediate_size, config.num_attention_heads, config.num_hidden_layers) == (36, 2, blocks - 1)
-    assert len(shrunk.became) == 3
-    tokens = shrunk.model.generate(token_samples[:1, :4], max_new_tokens=4, do_sample=False, pad_token_id=0)
-    assert tokens.shape == (1, 8)
+    widths = "channels:0.25" if family in _DERIVED else "channels:0.25+heads:0.5"
+    loaded, removed = check_depth(model, token_samples, f"{widths}+depth:1", tmp_path)
+    with torch.no_grad():
+        found = loaded(token_samples).logits
+    torch.testing.assert_close(found, without_blocks(model, token_samples, removed), rtol=1e-4, atol=1e-5)
+    assert loaded.config.num_attention_heads == (4 if family in _DERIVED else 2)
+    tokens = loaded.generate(token_samples[:1, :4], max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert 4 < tokens.shape[1] <= 8
 
 
 @pytest.mark.parametrize(
@@ -111,6 +140,9 @@ def test_sums(tiny_model: Callable[..., Any], token_samples: torch.Tensor, tmp_p
         ("bloom", "channels:0.25", "BloomForCausalLM cannot say feed-forwards of 96 channels"),
         ("mamba", "channels:0.25", "channels cannot be removed from MambaForCausalLM"),
         ("gpt2", "heads:0.5", "GPT2LMHeadModel cannot say 2 query heads"),
+        ("gpt_neox", "heads:0.5", "GPTNeoXForCausalLM cannot say 2 query heads"),
+        ("falcon", "heads:0.5", "FalconForCausalLM cannot say 2 query heads"),
+        ("bloom", "heads:0.5", "BloomForCausalLM cannot say 2 query heads"),
         ("olmo2", "heads:0.5", "a norm or a projection runs across them"),
         ("llama", "heads:0.1", "cannot be shared out over 4 query heads in 2 groups"),
         ("llama", "kv-heads:2", "leaves none of 4 heads"),
