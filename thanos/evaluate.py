@@ -164,7 +164,7 @@ def main(**options: Any) -> None:
 
 def _run(run: _Run, console: Console) -> None:
     """Check, read, score and write; what is cheap to refuse comes first."""
-    silence_libraries()
+    silence_libraries(run.model)
     from thanos import checkpoint
     from thanos.commands.display import display
 

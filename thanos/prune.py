@@ -29,6 +29,7 @@ from thanos.commands.cli import (
     start,
     text_options,
 )
+from thanos.commands.first import refuse_by_files, too_long
 from thanos.commands.hub import check_hub, hub_option, push
 from thanos.commands.processes import joined, own_device, started_by_torchrun
 from thanos.commands.quiet import silence_libraries
@@ -295,7 +296,6 @@ def _run(
     run: _Run, job: WalkOptions | SmallerModel, default_length: bool, again: Again, console: Console, peers: Peers
 ) -> None:
     """Read and check what is cheap to refuse, then prune and write; the first process alone looks at DIR."""
-    silence_libraries()
     from thanos import checkpoint
     from thanos.checkpoint.partial import FINISHED
     from thanos.compact import MANIFEST
@@ -310,6 +310,8 @@ def _run(
         checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     if (Path(run.model) / MANIFEST).is_file():
         raise ValueError(f"{run.model} is a compact checkpoint; restore it with thanos.unpack, and prune that")
+    refuse_by_files(run.model, job, None if default_length else run.sequence_length)
+    silence_libraries(run.model)
     if run.push_to_hub and peers.rank == 0:
         check_hub(run.push_to_hub)
     trusted: Any = {"trust_remote_code": run.trust_remote_code}
@@ -350,9 +352,7 @@ def _length(run: _Run, limit: int | None, default: bool) -> int:
         return run.sequence_length
     if default:
         return limit
-    raise ValueError(
-        f"--sequence-length {run.sequence_length} is longer than the {limit} tokens that {run.model} takes"
-    )
+    raise too_long(run.sequence_length, limit, run.model)
 
 
 if __name__ == "__main__":

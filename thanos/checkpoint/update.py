@@ -157,16 +157,25 @@ class Patches:
 
 
 def tensor_places(files: Iterable[Path]) -> dict[str, Place]:
-    """Where each tensor of some safetensors files lies."""
+    """Where each tensor of some safetensors files lies.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
     found = {}
     for file in files:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin = 8 + length + entry["data_offsets"][0]
-                found[name] = Place(file, begin, entry["dtype"], tuple(entry["shape"]))
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if length > file.stat().st_size - 8:
+                    raise ValueError("it is shorter than its header says")
+                header = json.loads(stream.read(length))
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    begin = 8 + length + entry["data_offsets"][0]
+                    found[name] = Place(file, begin, entry["dtype"], tuple(entry["shape"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is damaged: {error or type(error).__name__}") from error
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +17,13 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class SparseLinear(nn.Module):
-    """What the three layers share. Buffers named in ``_sized`` take the size they are loaded with."""
+    """What the three layers share. Buffers named in ``_sized`` take the size they are loaded with.
+
+    The buffer named by ``_typed`` has the dtype that the layer computes in.
+    """
 
     _sized: tuple[str, ...] = ()
+    _typed = "values"
     bias: Tensor | None
 
     def __init__(
@@ -113,8 +119,7 @@ class SparseLinear(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        values: Tensor = self.get_buffer("values")
-        return values.dtype
+        return self.get_buffer(self._typed).dtype
 
     @property
     def weight_bytes(self) -> int:
@@ -128,27 +133,31 @@ class SparseLinear(nn.Module):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Moves and conversions, as of any module; one that the layer could not compute with is refused and undone."""
-        before = dict(self._buffers)
+        """Moves and conversions, as of any module; one that the layer could not compute with is refused before it."""
+        self.check_conversion(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._on_device = None
-        if self._dtype not in (*_DTYPES, torch.float64):
-            wanted, self._buffers = self._dtype, before
+        return self
+
+    def check_conversion(self, convert: Callable[[Tensor], Tensor]) -> None:
+        """Raise TypeError where a move or conversion gives the buffers dtypes that the layer cannot compute with."""
+        before = dict(self.named_buffers(recurse=False))
+        kinds = {(buffer.dtype, buffer.device) for buffer in before.values()}
+        after = {kind: convert(torch.empty(0, dtype=kind[0], device=kind[1])).dtype for kind in kinds}
+        values = self.get_buffer(self._typed)
+        wanted = after[values.dtype, values.device]
+        if wanted not in (*_DTYPES, torch.float64):
             raise TypeError(
                 f"{type(self).__name__} computes in float32, bfloat16, float16 or float64, not {wanted}: restore the "
                 "dense model with thanos.unpack to convert it"
             )
         for name, buffer in before.items():
-            converted = self._buffers[name]
-            if buffer is None or converted is None or buffer.is_floating_point():
-                continue
-            if converted.dtype != buffer.dtype:
-                self._buffers = before
+            converted = after[buffer.dtype, buffer.device]
+            if not buffer.is_floating_point() and converted != buffer.dtype:
                 raise TypeError(
-                    f"{name} of {type(self).__name__} is {buffer.dtype} and cannot become {converted.dtype}: "
+                    f"{name} of {type(self).__name__} is {buffer.dtype} and cannot become {converted}: "
                     "convert the layer with .to(dtype), which leaves whole numbers alone"
                 )
-        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_on_device": None}
@@ -181,6 +190,20 @@ class SparseLinear(nn.Module):
                 self._derive()
             except ValueError as error:
                 error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
+
+
+def convert_whole(model: nn.Module) -> None:
+    """Make moves and conversions of the model, and of its parts, that a sparse layer refuses leave all as it was."""
+    for module in model.modules():
+        if not isinstance(module, SparseLinear) and any(isinstance(part, SparseLinear) for part in module.modules()):
+            module._apply = partial(_apply_to_all, module)  # type: ignore[method-assign]
+
+
+def _apply_to_all(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+    for part in module.modules() if recurse else ():
+        if isinstance(part, SparseLinear):
+            part.check_conversion(fn)
+    return type(module)._apply(module, fn, recurse)
 
 
 class OutlierRowsLinear(SparseLinear):

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thanos.checkpoint import check_target, fill, staged
-from thanos.compact.base import SparseLinear
+from thanos.compact.base import SparseLinear, convert_whole
 from thanos.compact.card import add_note, remove_note
 from thanos.compact.files import copy_others, save_again, weight_files
 from thanos.compact.format import (
@@ -174,6 +174,9 @@ def load(folder: str | Path, *, device: str | torch.device | None = None, trust_
                     sparse[names[name]] = reader.get_tensor(name).to(dtype, copy=True)
                 elif name in structure.targets:
                     dense[name] = reader.get_tensor(name).clone()
+            for name, layer in manifest.layers.items():
+                if layer.file == source.file and layer.tensor not in installed:
+                    dense[layer.tensor] = _restore(reader, name, layer)
     try:
         model.load_state_dict(sparse, strict=False, assign=True)
     except RuntimeError as error:
@@ -190,6 +193,7 @@ def load(folder: str | Path, *, device: str | torch.device | None = None, trust_
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     model.name_or_path = str(folder)
     dtypes_now = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    convert_whole(model)
     model.save_pretrained = partial(save_again, model, folder, names, dtypes_now)
     return model.eval() if device is None else model.eval().to(device)
 
@@ -301,7 +305,7 @@ def _names_in_model(manifest: Manifest, structure: Structure, installed: dict[st
     for name, layer in manifest.layers.items():
         for tensor in layer.tensors(name):
             part = tensor.removeprefix(f"{name}.")
-            if part != "zero_signs":
+            if part != "zero_signs" and layer.tensor in installed:
                 names[tensor] = f"{installed[layer.tensor]}.{part}"
     for tensor in structure.targets:
         held = None if tensor in installed else structure.held_as(tensor, split)

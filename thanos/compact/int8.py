@@ -22,6 +22,7 @@ from thanos_kernels.sparse_int8 import GROUP, LARGEST, Int8, as_int8
 class _Int8Linear(SparseLinear):
     """What both share. ``scales`` (rows, groups) int16 hold the bits of float16, so that no ``.to`` rounds them."""
 
+    _typed = "like"
     scales: Tensor
     like: Tensor
 
@@ -56,10 +57,6 @@ class _Int8Linear(SparseLinear):
     @property
     def _form(self) -> Any:
         raise NotImplementedError
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.like.dtype
 
     @property
     def _int8(self) -> Int8:

@@ -93,7 +93,9 @@ def install(
 ) -> dict[str, str]:
     """Put empty sparse layers into a model: for each packed tensor the name of the layer that stands for it.
 
-    A module of fused experts of which one is packed becomes :class:`SparseExperts`, the others in it dense.
+    What is a linear layer in another version of Transformers and none in this one, such as a router or an expert, is
+    left out: it has to be decoded. A module of fused experts of which one is packed becomes :class:`SparseExperts`, the
+    others in it dense.
 
     Args:
         layers: what was packed.
@@ -112,9 +114,11 @@ def install(
         target = structure.targets[tensor]
         name = target.parameter.removesuffix(".weight")
         old = _find(model, name)
-        if target.converter is not None or name == target.parameter or old is None:
+        if target.converter is not None or (old is not None and not is_plain(old)):
+            continue
+        if name == target.parameter or old is None:
             raise FormatError(f"{tensor} is no linear layer's weight in this model, so its sparse form has no place")
-        if not is_plain(old) or is_transposed(old) != layer.transposed:
+        if is_transposed(old) != layer.transposed:
             raise FormatError(f"{name} is a {type(old).__name__} here, which its sparse form cannot stand for")
         model.set_submodule(name, _empty(layer, classes, old.bias is not None))
         installed[tensor] = name

@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from tests.conftest import FAMILIES
 from thanos.checkpoint import load_model
+from thanos.checkpoint.update import tensor_places
 from thanos.prune import main
 
 
@@ -238,3 +239,11 @@ def test_a_multimodal_model_is_pruned_in_its_text_part_and_saved_whole(
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert len(changed) == 14
     assert all("vision" not in name for name in changed)
+
+
+def test_a_damaged_file_is_named(model_folder: Path, tmp_path: Path) -> None:
+    file = model_folder / "model.safetensors"
+    for content in (file.read_bytes()[:100], b"\xff" * 16, b"", (2).to_bytes(8, "little") + b"[]"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged: "):
+            tensor_places([file])
