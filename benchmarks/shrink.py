@@ -35,6 +35,7 @@ _SAMPLES, _HELD, _LENGTH = 32, 16, 512
 @click.option("--multiple", default=64, type=click.IntRange(min=1))
 @click.option("--damping", default=None, type=float)
 @click.option("--correction", default=None, type=float)
+@click.option("--reconstruct", default=0, type=click.IntRange(min=0), metavar="EPOCHS")
 @click.option("--dtype", default="float32", type=click.Choice(list(DTYPES)))
 @click.option("--dense/--no-dense", default=True, help="Score the dense model too.")
 def main(patterns: tuple[str, ...], dense: bool, dtype: str, **options: Any) -> None:

@@ -164,6 +164,30 @@ class Shrink:
         return next((axis for axis in self.axes if axis.name == name), None)
 
 
+def check_axes(pattern: Shrink, importance: str, trained: bool) -> None:
+    """Raise ValueError where an axis does not take an importance, or no axis what is done to cut blocks.
+
+    Args:
+        trained: whether blocks are to be reconstructed, or layers to aim at the dense model's output.
+    """
+    if pattern.axis("experts") is not None and importance not in ("obs", "forward"):
+        raise ValueError(
+            f"{pattern.axis('experts')} goes by REAP's score (importance obs) or by the mean norm of the experts' "
+            f"outputs (forward), not by {importance}"
+        )
+    widths = any(pattern.axis(name) is not None for name in ("channels", "heads", "kv-heads"))
+    if importance != "obs" and not widths and pattern.axis("experts") is None:
+        raise ValueError(
+            f"{pattern}: blocks go by how far the model's output moves without them; importance {importance} decides "
+            "on channels, heads and experts"
+        )
+    if trained and not widths:
+        raise ValueError(
+            f"{pattern} leaves every layer's width as it is: reconstruct and correction adjust blocks whose channels "
+            "or heads were cut"
+        )
+
+
 Pattern = Unstructured | SemiStructured | Structured
 
 _NUMBER = r"(\d{1,99}\.?\d{0,99}|\.\d{1,99})(e-?\d{1,3})?(%?)"

@@ -36,19 +36,15 @@ from thanos.commands.quiet import silence_libraries
 from thanos.commands.runs import Given, SmallerModel, make_smaller, prune_weights
 from thanos.engine.peers import Peers
 from thanos.options import ALLOCATIONS, EXPERTS, METHODS, METRICS, QUALITIES, REFINEMENTS, TARGETS, WalkOptions, preset
-from thanos.pattern import IMPORTANCES, Shrink, parse_any_pattern
+from thanos.pattern import IMPORTANCES, Shrink, check_axes, parse_any_pattern
 from thanos_kernels import BACKENDS
 
 _OF_WEIGHTS = (
     "method",
     "metric",
     "refine",
-    "targets",
-    "correction",
-    "reconstruct",
     "allocation",
     "search_evaluations",
-    "quality",
     "block_size",
     "outlier_fraction",
     "passes",
@@ -57,6 +53,7 @@ _OF_WEIGHTS = (
     "exclude",
 )
 _OF_SHAPES = ("importance", "multiple")
+_OF_CUT_BLOCKS = ("targets", "correction", "reconstruct", "quality")
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ _default = partial(default_of, WalkOptions)
     "--importance",
     default="obs",
     type=click.Choice(list(IMPORTANCES)),
-    help="Which channels and heads of a smaller model go.",
+    help="Which channels, heads and experts of a smaller model go: experts by obs (REAP's score) or forward.",
 )
 @click.option(
     "--multiple",
@@ -246,14 +243,35 @@ def main(context: click.Context, /, **options: Any) -> None:
 
 def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel:
     """What is to be done to the model; options that do not belong to the pattern are refused."""
-    smaller = isinstance(options["pattern"], Shrink)
+    pattern, smaller = options["pattern"], isinstance(options["pattern"], Shrink)
     for name in _OF_WEIGHTS if smaller else _OF_SHAPES:
         if name in given:
-            raise click.UsageError(f"--{name.replace('_', '-')} is no option of the pattern {options['pattern']}")
-    if smaller:
-        return SmallerModel(**{name: value for name, value in options.items() if name not in _OF_WEIGHTS})
+            why = "which takes whole parts out of the model" if smaller else "which leaves the model's shape as it is"
+            raise click.UsageError(f"--{name.replace('_', '-')} is no option of the pattern {pattern}, {why}")
     chosen = {name: value for name, value in preset(options["quality"]).items() if name not in given}
-    return _walk_options({name: value for name, value in {**options, **chosen}.items() if name not in _OF_SHAPES})
+    options = {**options, **chosen}
+    if smaller:
+        return _smaller(options, given)
+    return _walk_options({name: value for name, value in options.items() if name not in _OF_SHAPES})
+
+
+def _smaller(options: dict[str, Any], given: set[str]) -> SmallerModel:
+    """A preset's refinement is of a mask, and there is none here; the rest of it adjusts the blocks that are cut."""
+    pattern, own = options["pattern"], (*_OF_WEIGHTS, *_OF_CUT_BLOCKS)
+    adjusted = options["reconstruct"] > 0 or options["targets"] == "corrected"
+    if options["quality"] != "fast" and "quality" in given and not adjusted:
+        raise click.UsageError(f"--quality {options['quality']} changes nothing of the pattern {pattern}")
+    try:
+        check_axes(pattern, options["importance"], adjusted)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    correction = options["correction"] if options["targets"] == "corrected" else 0.0
+    return SmallerModel(
+        **{name: value for name, value in options.items() if name not in own},
+        reconstruct=options["reconstruct"],
+        correction=correction,
+        quality=options["quality"],
+    )
 
 
 def _walk_options(options: dict[str, Any]) -> WalkOptions:
@@ -266,9 +284,12 @@ def _walk_options(options: dict[str, Any]) -> WalkOptions:
         raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
 
 
-def _told(job: WalkOptions) -> str:
+def _told(job: WalkOptions | SmallerModel) -> str:
     """What the preset switched on, or was switched on in its place."""
-    return ", ".join(f"--{name} {getattr(job, name)}" for name in preset(job.quality))
+    values = vars(job)
+    if isinstance(job, SmallerModel):
+        values = {**values, "targets": "corrected" if job.correction else "own"}
+    return ", ".join(f"--{name} {values[name]}" for name in preset(job.quality) if name in values)
 
 
 def _run(
@@ -309,7 +330,7 @@ def _run(
     if skeleton is not None and own_files is not None and saved_anew and not run.allow_missing:
         checkpoint.check_nothing_left_out(skeleton, own_files)
     tokenizer = checkpoint.load_tokenizer(run.model, **trusted)
-    if isinstance(job, WalkOptions) and job.quality != "fast":
+    if job.quality != "fast":
         console.print(f"quality {job.quality}: {_told(job)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"reading calibration text from {run.calibration}", highlight=False, markup=False, soft_wrap=True)
     reading: Any = {"bos": run.bos, "text_field": run.text_field}

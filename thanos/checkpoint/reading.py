@@ -94,7 +94,7 @@ def check_floating(source: Path, config: Any) -> None:
     Raises:
         ValueError: there are some; the first is named.
     """
-    if getattr(config, "quantization_config", None) is not None:
+    if quantisation(config) is not None:
         return
     for name, place in tensor_places(weight_files(source)).items():
         if name.endswith("weight") and len(place.shape) > 1 and place.dtype not in FLOATS:
@@ -156,15 +156,16 @@ def load_model(
     # Mismatches are taken in here, to be refused by name below.
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **trusted}
     options |= {"config": config, "dtype": dtype or "auto"}
-    quantised = getattr(config, "quantization_config", None) is not None
+    quantised = quantisation(config) is not None
     if is_gguf(model):
         options["quantization_config"] = _dequantised()
     loaded, found = _read(model, (auto_class(config) or AutoModelForCausalLM).from_pretrained, **options)
     if not allow_missing:
         _refuse_incomplete(model, loaded, found)
-    if is_gguf(model) or quantised:
+    dequantised = quantised and quantisation(loaded.config) is None
+    if is_gguf(model) or dequantised:
         _forget_quantisation(loaded)
-    if quantised:
+    if dequantised:
         _to_one_dtype(loaded, dtype or getattr(config, "dtype", None))
     return loaded.eval() if device is None else loaded.eval().to(device)
 

@@ -18,7 +18,7 @@ from thanos.pattern import Shrink
 
 @dataclass(frozen=True)
 class SmallerModel:
-    """How a model is made smaller: the arguments of :func:`thanos.shrink_model`."""
+    """How a model is made smaller: the arguments of :func:`thanos.shrink_model`, and the preset some came from."""
 
     pattern: Shrink
     importance: str
@@ -27,9 +27,12 @@ class SmallerModel:
     backend: str
     device: Any
     damping: float = 0.01
+    correction: float = 0.0
+    reconstruct: int = 0
+    quality: str = "fast"
 
     def arguments(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "quality"}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Smaller models that run anywhere: fewer feed-forward channels, attention heads, decoder blocks and experts."""
 
-from thanos.shrink.model import DAMPING, ShrinkPlan, Shrunk, check_shrink_options, shrink_model
+from thanos.shrink.model import ShrinkPlan, Shrunk, shrink_model
 
-__all__ = ["DAMPING", "ShrinkPlan", "Shrunk", "check_shrink_options", "shrink_model"]
+__all__ = ["ShrinkPlan", "Shrunk", "shrink_model"]

@@ -38,7 +38,7 @@ def smaller_config(model: nn.Module, shape: Shape, expected: Shapes) -> Any:
     Raises:
         ValueError: no configuration of this kind says so.
     """
-    problem = "its modules do not follow it"
+    problem = "it holds no such number"
     for config in _candidates(model.config, shape):
         try:
             read = type(config).from_dict(config.to_dict())  # as from_pretrained will
@@ -49,6 +49,7 @@ def smaller_config(model: nn.Module, shape: Shape, expected: Shapes) -> Any:
         shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
         if shapes == dict(expected):
             return config
+        problem = _difference(shapes, expected)
     raise ValueError(f"the configuration of {type(model).__name__} cannot say {describe(shape)}: {problem}")
 
 
@@ -66,6 +67,14 @@ def describe(shape: Shape) -> str:
     if shape.experts:
         words.append(f"{shape.experts[1]} experts")
     return " with ".join(words)
+
+
+def _difference(found: Shapes, expected: Shapes) -> str:
+    """The first parameter that a model built from a configuration has otherwise."""
+    names = sorted({*found, *expected}, key=lambda name: (name not in found or name not in expected, name))
+    name = next(name for name in names if found.get(name) != expected.get(name))
+    has, wanted = (" x ".join(map(str, shapes[name])) if name in shapes else "absent" for shapes in (found, expected))
+    return f"{name} would be {has}, not {wanted}"
 
 
 def _last_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,20 +12,24 @@ from torch import Tensor, nn
 import thanos_kernels as kernels
 from thanos.options import WalkOptions
 from thanos.pattern import Shrink, Unstructured
-from thanos.report import LayerReport, ModelReport
+from thanos.report import BlockReport, LayerReport, ModelReport
 from thanos.shrink.configuration import Shape, smaller_config
+from thanos.shrink.cutting import Cutter
 from thanos.shrink.depth import depth_to_remove
 from thanos.shrink.goals import HeadGoal, channels_to_keep, head_goals, whole_count
-from thanos.shrink.importance import fisher_scores, remove_channels, remove_heads
-from thanos.shrink.probe import block_prefix, linear_weights, probe_sites
+from thanos.shrink.importance import fisher_scores, remove_heads
+from thanos.shrink.options import ShrinkOptions
+from thanos.shrink.probe import block_prefix, check_nothing_shared, linear_weights, probe_sites
 from thanos.shrink.rebuild import PROBE, check_same, cut_tensors, kept_slices, rebuilt
 from thanos.shrink.skip import Chain
-from thanos.shrink.stream import Batch, Inputs, Stream
+from thanos.shrink.stream import Batch, Stream
 from thanos.shrink.structure import Site
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer, find_decoder
 from thanos.walk.events import Progress
-from thanos.walk.plan import make_plan, work_device
+from thanos.walk.finite import check_finite
+from thanos.walk.plan import Plan, make_plan, work_device
+from thanos.walk.reconstruct import Task, local_names, reconstruct
 from thanos.walk.replay import run_model
 
 _TRIAL_TOKENS = 4096  # that decide how heads are shared out
@@ -35,41 +38,27 @@ _TRIAL_TOKENS = 4096  # that decide how heads are shared out
 class Job:
     """One call of :func:`shrink_model`: everything is checked when it is made."""
 
-    def __init__(
-        self,
-        model: Any,
-        samples: Tensor,
-        pattern: Shrink,
-        importance: str,
-        multiple: int,
-        damping: float,
-        correction: float,
-        batch_size: int | None,
-        backend: str,
-        device: str | torch.device | None,
-    ) -> None:
-        self.model, self.samples, self.pattern = model, samples, pattern
-        self.options: dict[str, Any] = {
-            "importance": importance,
-            "multiple": multiple,
-            "damping": damping,
-            "correction": correction,
-            "batch_size": batch_size,
-            "backend": backend,
-        }
-        self.importance = importance
-        self.damping, self.correction, self.backend = damping, correction, backend
-        self.batch_size, self.device = batch_size, device
+    def __init__(self, model: Any, samples: Tensor, pattern: Shrink, options: ShrinkOptions) -> None:
+        self.model, self.samples, self.pattern, self.options = model, samples, pattern, options
         self.became: list[str] = []
         self.decoder = find_decoder(model)
+        check_nothing_shared(model, self.decoder)
+        check_finite(layer for block in self.decoder.layers for layer in block)
         self.prefix = block_prefix(model, self.decoder.blocks)
-        self._options = WalkOptions(Unstructured(0.0), passes=2, batch_size=batch_size, device=device)
+        self._options = WalkOptions(
+            Unstructured(0.0),
+            passes=2,
+            batch_size=options.batch_size,
+            device=options.device,
+            reconstruct=options.reconstruct,
+        )
         self.clock = Clock(work_device(self.decoder, self._options))
         self.depth = self._depth_goal()
         widths = {axis.name for axis in pattern.axes} & {"channels", "heads", "kv-heads"}
         self.sites = probe_sites(model, self.decoder, samples) if widths else []
         self.width = self._channel_goal()
         self.heads = self._head_goals()
+        self.blocks: list[BlockReport] = []
 
     # The goals, each checked against the configuration before any work.
 
@@ -96,7 +85,7 @@ class Job:
                 "only models with one width are made smaller"
             )
         width = widths[0]
-        kept = channels_to_keep(axis, width, self.options["multiple"])
+        kept = channels_to_keep(axis, width, self.options.multiple)
         first = torch.arange(width, dtype=torch.int64, device="cpu") < kept
         self._check(Shape(width=(width, kept)), {index: kept_slices(site, first) for index, site in enumerate(sites)})
         self.became.append(f"{axis}: {width} channels become {kept}, {1 - kept / width:.1%} fewer")
@@ -168,16 +157,22 @@ class Job:
             reports = self._walk(progress)
         after = linear_weights(find_decoder(self.model))
         return ModelReport(
-            method=self.options["importance"],
+            method=self.options.importance,
             pattern=str(self.pattern),
             nominal_sparsity=1 - after / before,
             effective_sparsity=1 - after / before,
-            options={**self.options, "device": str(self.device or self.model.device), "became": self.became, **extra},
+            options={
+                **self.options.record(),
+                "device": str(self.options.device or self.model.device),
+                "became": self.became,
+                **extra,
+            },
             layers=reports,
             excluded=[],
             dense={},
             passes=2,
             seconds=self.clock.stop(),
+            blocks=self.blocks,
         )
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
@@ -212,9 +207,12 @@ class Job:
         fisher = self._fisher(sites)
         plan, hidden = make_plan(self.model, self.decoder, self.samples, self._options, self.clock)
         stream = Stream([Batch(*batch) for batch in zip(hidden, plan.calls, strict=True)], self.clock)
-        if self.correction > 0:
-            stream.dense = list(hidden)
+        if self.options.correction > 0 or self.options.reconstruct:
+            stream.dense, stream.corrected = list(hidden), self.options.correction > 0
         number = {id(block): index for index, block in enumerate(self.decoder.blocks)}
+        cutter = Cutter(
+            self.options, self.width[0] - self.width[1] if self.width else 0, self.heads[0] if self.heads else None
+        )
         kept: dict[int, dict[tuple[str, int], Tensor]] = {}
         reports: list[LayerReport] = []
         total = sum(map(len, sites))
@@ -223,19 +221,49 @@ class Job:
             index = number[id(block)]
             kept[index] = {}
             stream.enter(block, turn)
+            last = None
             for site in sites[index]:
-                name = f"{self.prefix}.{index}.{site.name}"
+                name, sink = f"{self.prefix}.{index}.{site.name}", block.get_submodule(site.name)
                 self._tell(progress, turn, name, len(reports), total, None)
-                inputs = stream.collect(block, turn, block.get_submodule(site.name), self.backend)
+                adds = self._adds(site, sites[index], plan, stream)
+                try:
+                    inputs = stream.collect(block, turn, sink, self.options.backend, keep=adds is not None)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
                 with self.clock("prune"):
-                    report, units = self._cut(block, site, name, inputs, fisher.get((index, site.name)))
-                reports.append(report)
-                kept[index].update(kept_slices(site, units))
-                self._tell(progress, turn, name, len(reports), total, report.relative_loss)
-            stream.leave(block, turn)
+                    cut = cutter(sink, site, name, inputs, fisher.get((index, site.name)))
+                    last = cut.change, adds
+                reports.append(cut.report)
+                kept[index].update(kept_slices(site, cut.units))
+                self._tell(progress, turn, name, len(reports), total, cut.report.relative_loss)
+            if self.options.reconstruct:
+                self._reconstruct(block, turn, plan, stream)
+            if last is not None and last[1] is not None:
+                stream.go_on(last[0], last[1])
+            else:
+                stream.leave(block, turn)
             plan.store.store(turn)
         self._build(kept)
         return reports
+
+    def _adds(self, site: Site, sites: Sequence[Site], plan: Plan, stream: Stream) -> float | None:
+        """The multiple of a layer's output in the block's, where the block need not run again once it is cut."""
+        if site is not sites[-1] or self.options.reconstruct:
+            return None
+        hidden = stream.batches[0].hidden
+        tokens = self.samples.numel()
+        inputs = sum(len(cut.owner) for cut in site.cuts if cut.parameter == f"{site.name}.weight")
+        needs = tokens * (inputs + hidden.shape[-1]) * hidden.element_size()
+        return site.adds if needs <= plan.memory_limit else None
+
+    def _reconstruct(self, block: nn.Module, turn: int, plan: Plan, stream: Stream) -> None:
+        """Train what stays of a block; what was cut is zero and stays so."""
+        parameters = sorted({layer.parameter_name for layer in plan.decoder.layers[turn]})
+        weights, vectors = local_names(block, parameters), local_names(block, plan.vectors[turn])
+        hidden = [batch.hidden for batch in stream.batches]
+        with self.clock("reconstruct"):
+            task = Task(turn, block, plan.steps, hidden, stream.wanted, weights, vectors)
+            self.blocks.append(reconstruct(task, self.options.reconstruct, self.blocks))
 
     def _cheaper_heads(self) -> HeadGoal:
         """Of two ways to remove as many query heads the one that costs less, over a part of the samples."""
@@ -250,10 +278,10 @@ class Job:
             site = self.sites[number[id(block)]].heads
             assert site is not None
             sink = block.get_submodule(site.name)
-            inputs = stream.collect(block, turn, sink, self.backend)
+            inputs = stream.collect(block, turn, sink, self.options.backend)
             weight = Layer(site.name, sink).weight.to(inputs.hessian.dtype)
-            energy = float(kernels.row_energy(weight.contiguous(), inputs.hessian, backend=self.backend).sum())
-            upper, _, _ = kernels.inverse_factor(inputs.hessian, self.damping, backend=self.backend)
+            energy = float(kernels.row_energy(weight.contiguous(), inputs.hessian, backend=self.options.backend).sum())
+            upper, _, _ = kernels.inverse_factor(inputs.hessian, self.options.damping, backend=self.options.backend)
             for goal in self.heads:
                 removal, _ = remove_heads(site, weight, upper, inputs, goal, "obs", None)
                 losses[goal] += removal.loss / max(energy, 1e-30)
@@ -274,7 +302,7 @@ class Job:
         return [site for site in wanted if site is not None]
 
     def _fisher(self, sites: list[list[Site]]) -> dict[tuple[int, str], Tensor]:
-        if self.importance != "fisher":
+        if self.options.importance != "fisher":
             return {}
         sinks = [
             ((index, site.name), self.decoder.blocks[index].get_submodule(site.name), site.units)
@@ -283,48 +311,6 @@ class Job:
         ]
         with self._timed("fisher"):
             return fisher_scores(self.model, sinks, self.samples)
-
-    def _cut(
-        self, block: nn.Module, site: Site, name: str, inputs: Inputs, fisher: Tensor | None
-    ) -> tuple[LayerReport, Tensor]:
-        """Zero the columns that go, update the others, and say which units stay."""
-        begin = time.perf_counter()
-        sink = block.get_submodule(site.name)
-        stored = Layer(name, sink).weight
-        hessian = inputs.hessian
-        if not bool(hessian.diagonal().isfinite().all()):
-            raise ValueError(f"{name}: the activations that reach it hold NaN or infinity")
-        weight = stored.to(hessian.dtype)
-        energy = float(kernels.row_energy(weight.contiguous(), hessian, backend=self.backend).double().sum())
-        try:
-            upper, dead, damping = kernels.inverse_factor(hessian, self.damping, backend=self.backend)
-        except torch.linalg.LinAlgError as error:
-            raise type(error)(f"{name}: {error}") from error
-        target = weight.masked_fill(dead, 0)
-        if inputs.error is not None:
-            target = target + self.correction * (inputs.error.to(hessian.dtype) @ upper.T) @ upper
-        if site.kind == "channels":
-            assert self.width is not None
-            count = self.width[0] - self.width[1]
-            removal, units = remove_channels(site, target, upper, inputs, count, self.importance, fisher)
-        else:
-            removal, units = remove_heads(site, target, upper, inputs, self.heads[0], self.importance, fisher)
-        change = removal.weight - weight
-        loss = float(kernels.row_energy(change, hessian, backend=self.backend).double().sum())
-        stored.copy_(removal.weight)
-        report = LayerReport(
-            name=name,
-            shape=(weight.shape[0], weight.shape[1]),
-            zeros=len(removal.removed) * weight.shape[0],
-            sparsity=len(removal.removed) / weight.shape[1],
-            loss=loss,
-            relative_loss=loss / energy if energy > 0 else 0.0,
-            damping=damping,
-            shared_with=None,
-            tokens=inputs.tokens,
-            seconds={"prune": time.perf_counter() - begin},
-        )
-        return report, units
 
     def _build(self, kept: Any) -> None:
         blocks = tuple(range(len(self.decoder.blocks)))

@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thanos.pattern import IMPORTANCES, Axis, Shrink, parse_any_pattern
+from thanos.pattern import Axis, Shrink, parse_any_pattern
 from thanos.report import ModelReport
 from thanos.shrink.compensate import compensate
 from thanos.shrink.experts import expert_goal, without_experts
 from thanos.shrink.guided import DepthSets, check_depth_sets, find_depth_sets, follow_input
 from thanos.shrink.job import Job
+from thanos.shrink.options import ShrinkOptions
 from thanos.shrink.probe import block_weights, check_samples
 from thanos.walk.decoder import find_decoder
 from thanos.walk.events import Progress
 from thanos.walk.memory import freed_memory_kept
-
-CORRECTION, DAMPING = 0.0, 0.01  # where nobody says
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,9 @@ def shrink_model(
     *,
     importance: str = "obs",
     multiple: int = 64,
-    damping: float = DAMPING,
-    correction: float = CORRECTION,
+    damping: float = 0.01,
+    correction: float = 0.0,
+    reconstruct: int = 0,
     batch_size: int | None = None,
     backend: str = "auto",
     device: str | torch.device | None = None,
@@ -65,12 +65,14 @@ def shrink_model(
         samples: (N, S), int64: calibration token ids.
         pattern: such as ``"channels:0.25"`` or ``"channels:0.25+heads:0.25+depth:2"``.
         importance: which channels and heads go: ``obs``, ``wanda``, ``magnitude``, ``fisher`` or ``forward``. The kept
-            columns are updated by the exact solution whichever it is. Experts go by REAP's score, or, with
-            ``forward``, by the mean norm of their outputs.
+            columns are updated by the exact solution whichever it is. Experts go by REAP's score (``obs``), or by the
+            mean norm of their outputs (``forward``); blocks by how far the model's output moves without them.
         multiple: the width of the feed-forwards becomes a multiple of it.
         damping: added to the Hessian's diagonal, relative to its mean.
         correction: from 0 to 1: how far the layers aim at the output of the dense model rather than at their own on
             the inputs that the smaller model gives them.
+        reconstruct: epochs over the samples in which what stays of each block with fewer channels or heads is trained
+            to give the dense model's output of the block.
         batch_size: samples that go through a block together; None makes batches of about 4096 tokens.
         backend: of the operations.
         device: where blocks are worked on, one at a time; None leaves each where it is.
@@ -88,6 +90,7 @@ def shrink_model(
         multiple=multiple,
         damping=damping,
         correction=correction,
+        reconstruct=reconstruct,
         batch_size=batch_size,
         backend=backend,
         device=device,
@@ -97,33 +100,22 @@ def shrink_model(
 class ShrinkPlan:
     """What :func:`shrink_model` will do, checked and not yet done.
 
-    Arguments and errors as there.
+    Args:
+        model, samples, pattern: as there.
+        options: the other arguments there, by name. Errors as there.
 
     Attributes:
         became: for each axis, what was asked and what it becomes, in words.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        samples: Tensor,
-        pattern: Shrink | str,
-        *,
-        importance: str = "obs",
-        multiple: int = 64,
-        damping: float = DAMPING,
-        correction: float = CORRECTION,
-        batch_size: int | None = None,
-        backend: str = "auto",
-        device: str | torch.device | None = None,
-    ) -> None:
+    def __init__(self, model: Any, samples: Tensor, pattern: Shrink | str, **options: Any) -> None:
         parsed = parse_any_pattern(pattern) if isinstance(pattern, str) else pattern
         if not isinstance(parsed, Shrink):
             raise ValueError(f"pattern {parsed} leaves the model's shape as it is: use prune_model")
-        check_shrink_options(importance, multiple, damping, correction)
+        self._options = ShrinkOptions(**options)
+        self._options.check(parsed)
         check_samples(model, samples)
-        self._model, self._samples, self._pattern, self._importance = model, samples, parsed, importance
-        self._device = device
+        self._model, self._samples, self._pattern = model, samples, parsed
         self._guided = next((axis for axis in parsed.axes if axis.sets), None)
         self._experts = parsed.axis("experts")
         rest = Shrink(tuple(axis for axis in parsed.axes if axis not in (self._experts, self._guided)))
@@ -131,8 +123,7 @@ class ShrinkPlan:
         self.became: list[str] = []
         with self._working():
             if rest.axes:
-                options = (importance, multiple, damping, correction, batch_size, backend, device)
-                self._job = Job(model, samples, rest, *options)
+                self._job = Job(model, samples, rest, self._options)
                 self.became += self._job.became
             if self._experts is not None:
                 self.became.append(expert_goal(model, self._experts, samples).became(self._experts))
@@ -171,11 +162,11 @@ class ShrinkPlan:
         begin, before = time.perf_counter(), block_weights(self._model)
         goal = expert_goal(self._model, axis, self._samples)  # blocks may have been removed since it was first checked
         dense = self._model
-        self._model, removed = without_experts(dense, goal, self._samples, self._importance)
+        self._model, removed = without_experts(dense, goal, self._samples, self._options.importance)
         names = [mixture.name for mixture in goal.mixtures]
-        adjusted = compensate(dense, self._model, names, self._samples, self._device)
+        adjusted = compensate(dense, self._model, names, self._samples, self._options.device)
         seconds = time.perf_counter() - begin
-        report = report or _empty_report(self._importance)
+        report = report or _empty_report(self._options.importance)
         share = 1 - (1 - report.effective_sparsity) * block_weights(self._model) / before
         return dataclasses.replace(
             report,
@@ -183,7 +174,7 @@ class ShrinkPlan:
             effective_sparsity=share,
             options={
                 **report.options,
-                "importance": self._importance,
+                "importance": self._options.importance,
                 "removed_experts": removed,
                 "compensated_experts": {one.name: [one.before, one.after] for one in adjusted},
             },
@@ -214,15 +205,3 @@ class ShrinkPlan:
 
 def _empty_report(method: str) -> ModelReport:
     return ModelReport(method, "", 0.0, 0.0, {}, [], [], {}, 1, {"other": 0.0, "total": 0.0})
-
-
-def check_shrink_options(importance: str, multiple: int, damping: float, correction: float) -> None:
-    """Raise ValueError where the options of :func:`shrink_model` could suit no model."""
-    if importance not in IMPORTANCES:
-        raise ValueError(f"importance {importance!r} is none of {', '.join(IMPORTANCES)}")
-    if multiple < 1:
-        raise ValueError(f"multiple must be at least 1, not {multiple}")
-    if not damping >= 0:
-        raise ValueError(f"damping must be at least 0, not {damping}")
-    if not 0 <= correction <= 1:
-        raise ValueError(f"correction must be from 0 to 1, not {correction}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from thanos.checkpoint import max_length
 from thanos.shrink.structure import PROBE_TOKENS, Sites, find_sites
-from thanos.walk.decoder import Decoder
+from thanos.walk.decoder import SHARES, Decoder
 from thanos.walk.replay import Capture
 
 
@@ -26,6 +26,16 @@ def check_samples(model: Any, samples: Tensor) -> None:
     vocabulary = len(model.get_input_embeddings().weight)
     if int(samples.min()) < 0 or int(samples.max()) >= vocabulary:
         raise ValueError(f"samples hold tokens outside of the model's vocabulary of {vocabulary}")
+
+
+def check_nothing_shared(model: nn.Module, decoder: Decoder) -> None:
+    """Raise ValueError where a block's layer shares its weight: what is cut from one would be missing in the other."""
+    for block in decoder.skipped:
+        for name, dense in block.items():
+            if dense.reason.startswith(SHARES):
+                raise ValueError(
+                    f"{name} of {type(model).__name__} stays as it is, and so does its shape: {dense.reason}"
+                )
 
 
 def block_prefix(model: nn.Module, blocks: Sequence[nn.Module]) -> str:

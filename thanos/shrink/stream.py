@@ -6,6 +6,7 @@ reads it, which computes the same; the parameters are cut when all is known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,13 +57,18 @@ class Stream:
         relative: weight each token by ``1 / |y|^2``, y the block's output: a norm follows, so an error counts by
             its share of y. Some tokens (the first, above all) are a hundred times longer than the others.
         dense: the hidden states of the dense model, one a batch; None where nobody asks for them.
+        corrected: whether the inputs of a layer are compared with what its block's output lacks to the dense model's.
+        passed: of each batch the inputs of a layer and the block's output with the weight that the layer then had,
+            where that is enough to know the block's output with another one.
     """
 
     batches: list[Batch]
     clock: Clock
     relative: bool = True
     dense: list[Tensor] | None = None
+    corrected: bool = False
     wanted: list[Tensor] = field(default_factory=list)
+    passed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def enter(self, block: nn.Module, index: int) -> None:
         """A block's turn, still as it was: compute what the dense model makes of the samples."""
@@ -73,26 +79,37 @@ class Stream:
                 batch.calls[index](block, hidden) for batch, hidden in zip(self.batches, self.dense, strict=True)
             ]
 
-    def collect(self, block: nn.Module, index: int, sink: nn.Module, backend: str) -> Inputs:
-        """Run a block as it is and take down the inputs of its layer ``sink``; the samples stay in front of it."""
+    def collect(self, block: nn.Module, index: int, sink: nn.Module, backend: str, keep: bool = False) -> Inputs:
+        """Run a block as it is and take down the inputs of its layer ``sink``; the samples stay in front of it.
+
+        Args:
+            keep: the layer's output is added to the block's: remember both, so that :meth:`go_on` need not run it.
+
+        Raises:
+            ValueError: the block's output is not finite; to follow the layer's name.
+        """
         found: Inputs | None = None
         for number, batch in enumerate(self.batches):
             with self.clock("forward"), input_of(sink) as kept:
                 output = batch.calls[index](block, batch.hidden)
             with self.clock("hessian"):
                 (inputs,) = kept
+                if keep:
+                    self.passed.append((inputs, output))
                 inputs = inputs.flatten(0, -2)
                 found = found or _empty(inputs)
                 found.tokens += len(inputs)
                 scale = _token_scales(output) if self.relative else inputs.new_ones(len(inputs), dtype=torch.float32)
                 weight = float(scale.square().sum())
+                if not math.isfinite(weight):
+                    raise ValueError("its block's output holds NaN or infinity")
                 found.weight += weight
                 share = weight / found.weight
                 scale *= (len(inputs) / weight) ** 0.5
                 scaled = inputs * scale[:, None].to(inputs.dtype)
                 kernels.accumulate_hessian(found.hessian, scaled, share, backend=backend)
                 found.absolute.lerp_(scaled.abs().mean(0, dtype=torch.float32), share)
-                if self.dense is not None:
+                if self.corrected:
                     lacks = (self.wanted[number] - output).flatten(0, -2).float() * scale[:, None]
                     product = lacks.T @ scaled.float() / len(inputs)
                     found.error = product if found.error is None else found.error.lerp_(product, share)
@@ -104,6 +121,23 @@ class Stream:
         with self.clock("forward"):
             for batch in self.batches:
                 batch.hidden = batch.calls[index](block, batch.hidden)
+        self._follow()
+
+    def go_on(self, change: Tensor, adds: float) -> None:
+        """As :meth:`leave`, where the last inputs that were collected were kept: the block does not run again.
+
+        Args:
+            change: (c, b), of the layer's weight since.
+            adds: the multiple of the layer's output that the block's holds.
+        """
+        with self.clock("forward"):
+            for batch, (inputs, output) in zip(self.batches, self.passed, strict=True):
+                step = nn.functional.linear(inputs, (adds * change).to(inputs.dtype))
+                batch.hidden = output + step.view_as(output)
+        self.passed = []
+        self._follow()
+
+    def _follow(self) -> None:
         if self.dense is not None:
             self.dense, self.wanted = self.wanted, []
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Site:
         units: how many channels or query heads there are; each head is as many input channels.
         group: (units,), int64: the key and value head of each query head; each channel is a group of its own.
         cuts: what is cut along with it, the layer's own input included.
+        adds: where the layer's output enters the block's as a multiple of itself, added to the rest: that multiple.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Site:
     units: int
     group: Tensor
     cuts: tuple[Cut, ...]
+    adds: float | None = None
 
     @property
     def groups(self) -> int:
@@ -108,7 +110,7 @@ def find_sites(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Te
             try:
                 site = _channel_site(trace, name) if kind == "channels" else _head_site(trace, name, heads)
                 _check_exclusive(trace, name, sources, output)
-                found[kind].append(site)
+                found[kind].append(replace(site, adds=trace.adds(output, name)))
             except _Unfit as unfit:
                 if kind == "heads" or str(unfit) != _MIXED:  # a projection behind a norm mixes all channels before it
                     reason.setdefault(kind, f"{name}: {unfit}")
@@ -122,6 +124,7 @@ def find_sites(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Te
     return Sites(sites["channels"], sites["heads"], reason)
 
 
+_ROUNDING = 0.01  # of 16-bit gradients
 _MIXED = "its input channels depend on the same weights"
 
 
@@ -155,6 +158,17 @@ class _Trace:
         cotangent[..., -1, :] = torch.randn_like(cotangent[..., -1, :])
         given = self.gradients(value, cotangent, sources)
         return any(bool(one[..., :-1, :].any()) for one in given.values() if one is not None)
+
+    def adds(self, value: Tensor, name: str) -> float | None:
+        """The k with ``value = k output + rest``, for the output of the named layer; None where there is none."""
+        cotangent = _random(value)
+        gradient = self.gradients(value, cotangent, [name])[name]
+        read = any(name in self.reach(inputs) for inputs in self.inputs.values())  # by another layer
+        if gradient is None or gradient.numel() != cotangent.numel() or read:
+            return None
+        found, wanted = gradient.flatten().double(), cotangent.flatten().double()
+        k = float(found @ wanted / (wanted @ wanted))
+        return k if bool((found - k * wanted).norm() <= _ROUNDING * abs(k) * wanted.norm()) else None
 
     def rows(self, value: Tensor, cotangent: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Of each named output the rows (n,), of each parameter the elements, that ``sum(value * cotangent)`` uses."""

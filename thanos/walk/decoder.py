@@ -17,6 +17,7 @@ from thanos.walk.weights import refuse_adapters, refuse_quantised, shared, why_d
 _LARGE = 0.2  # of a block's weights: parameters that are no linear layer's may not hold more
 _SMALL = 0.05  # of a block's weights: a matrix that holds less, and is no linear layer's, is not spoken of
 _ROUTER = "it routes tokens to experts"
+SHARES = "it shares its weight with"
 
 
 @dataclass(frozen=True)
@@ -238,4 +239,4 @@ def _leave_shared_weights(model: nn.Module, layers: list[list[Layer]], skipped: 
             block.remove(layer)
             weights = 0 if id(layer.module) in counted else layer.weight.numel()
             counted.add(id(layer.module))
-            skipped[index][layer.name] = Dense(f"it shares its weight with {alike[layer.name]}", weights)
+            skipped[index][layer.name] = Dense(f"{SHARES} {alike[layer.name]}", weights)

@@ -54,6 +54,19 @@ def test_a_smaller_model_is_written(model_folder: Path, text: Path, tmp_path: Pa
     assert report["effective_sparsity"] == pytest.approx(1 - weights[1] / weights[0])
 
 
+def test_blocks_are_adjusted_by_a_preset(model_folder: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "smaller"
+    result = prune(
+        model_folder, "--output", output, "--pattern", "channels:0.3", "--multiple", 8, "--calibration", text,
+        "--samples", 4, "--sequence-length", 32, "--quality", "best", "--reconstruct", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "quality best: --targets corrected, --reconstruct 1" in result.output
+    report = json.loads((output / "pruning.json").read_text())
+    assert [block["block"] for block in report["blocks"]] == [0, 1, 2]
+    assert (report["options"]["reconstruct"], report["options"]["correction"]) == (1, 0.5)
+
+
 def test_depth_that_follows_the_input_keeps_the_whole_model(model_folder: Path, text: Path, tmp_path: Path) -> None:
     output = tmp_path / "guided"
     result = prune(
@@ -79,6 +92,15 @@ def test_depth_that_follows_the_input_keeps_the_whole_model(model_folder: Path, 
         (["--pattern", "depth:1@9"], "needs at least 9 samples"),
         (["--pattern", "channels:0.25", "--multiple", "0"], "--multiple"),
         (["--pattern", "channels:0.25", "--importance", "nosuch"], "--importance"),
+        (["--pattern", "channels:0.25+heads:0.5+kv-heads:1"], "names both heads and kv-heads"),
+        (["--pattern", "depth:1+depth:1@2"], "names depth twice"),
+        (["--pattern", "channels:0.25", "--refine", "refit"], "--refine is no option of the pattern channels:0.25"),
+        (["--pattern", "0.5", "--importance", "obs"], "--importance is no option of the pattern 0.5, which leaves"),
+        (["--pattern", "depth:1", "--importance", "wanda"], "decides on channels, heads and experts"),
+        (["--pattern", "experts:0.5", "--importance", "fisher"], "REAP's score"),
+        (["--pattern", "depth:1", "--reconstruct", "2"], "leaves every layer's width as it is"),
+        (["--pattern", "depth:1", "--quality", "best"], "leaves every layer's width as it is"),
+        (["--pattern", "channels:0.25", "--resume"], "--resume and --stream are no options"),
     ],
 )
 def test_bad_requests_are_refused(

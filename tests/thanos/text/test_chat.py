@@ -70,7 +70,9 @@ def test_chats_in_tables_of_strings(chatty: Any, tmp_path: Path) -> None:
     assert load_text(tmp_path / "a.csv", "train", tokenizer=chatty).documents == [*EXPECTED, "[a plain remark]"]
 
 
-PARTS = "{% for m in messages %}[{{ m.role }}]{% for part in m.content %} {{ part.text }}{% endfor %}{{ '\n' }}{% endfor %}"
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}]{% for part in m.content %} {{ part.text }}{% endfor %}{{ '\n' }}{% endfor %}"
+)
 
 
 def test_a_template_that_takes_parts_alone_gets_them(chatty: Any, tmp_path: Path) -> None:
