@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from thanos.engine.factor import Factor, factorise
 from thanos.engine.layer import PrunedWeight, prune_group, prune_weight
+from thanos.loading import register
 from thanos.options import Options
 from thanos.pattern import (
     Axis,
@@ -54,6 +55,8 @@ __all__ = [
     "unpack",
     "zero_shot",
 ]
+
+register()
 
 # What needs transformers, whose import takes seconds, is imported when it is first asked for.
 _LATER = {

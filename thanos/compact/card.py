@@ -8,14 +8,16 @@ from pathlib import Path
 _CARD = "README.md"
 # Behind the metadata and the title.
 _PLACE = re.compile(rb"\A(?:\xef\xbb\xbf)?(?:---[ \t]*\r?\n.*?\r?\n---[ \t]*\r?\n)?\s*(?:# [^\n]*\n)?", re.DOTALL)
+_OPENING, _CLOSING = b"<!-- thanos-compact -->\n", b"<!-- /thanos-compact -->\n\n"
 _NOTE = b"""<!-- thanos-compact -->
 
-> **This is the compact form.** What was pruned takes no room, on disk or in memory. Thanos loads it, not as below:
+> **This is the compact form.** What was pruned takes no room, on disk or in memory. Thanos must be imported to load it:
 >
 > ```python
 > import thanos
+> from transformers import AutoModelForCausalLM
 >
-> model = thanos.load(DIR)
+> model = AutoModelForCausalLM.from_pretrained(DIR)
 > ```
 >
 > `python -m thanos.unpack DIR --output ORDINARY` gives back the ordinary checkpoint, which the rest describes.
@@ -38,8 +40,9 @@ def remove_note(folder: Path) -> None:
     card = folder / _CARD
     if card.is_file():
         before, after = _cut(card.read_bytes())
-        if after.startswith(_NOTE):
-            card.write_bytes(before + after.removeprefix(_NOTE))
+        note, closing, rest = after.partition(_CLOSING)  # whatever it says between, in another version
+        if note.startswith(_OPENING) and closing:
+            card.write_bytes(before + rest)
 
 
 def _cut(text: bytes) -> tuple[bytes, bytes]:

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from thanos.compact.format import MANIFEST, read_manifest
+from thanos.compact.format import MANIFEST, FormatError, opened, read_header, read_manifest
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+METHOD = "thanos"  # the name by which Transformers finds what reads compact checkpoints
+_MARK = f'\n  "quantization_config": {{"quant_method": "{METHOD}", "format": "thanos-compact"}},'
 
 
 def weight_files(folder: Path) -> tuple[list[str], tuple[str, str] | None]:
     """The safetensors files of a checkpoint, and its index where it has several."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         text = index.read_bytes().decode("utf-8")
         try:
@@ -41,6 +44,48 @@ def copy_others(source: Path, target: Path, without: set[str]) -> None:
             shutil.copytree(path, target / path.name)
         else:
             shutil.copyfile(path, target / path.name)
+
+
+def mark(folder: Path, files: list[str]) -> None:
+    """Make a directory with these compact files one that Transformers reads with :mod:`thanos.compact.quantizer`.
+
+    ``config.json`` gets a ``quantization_config`` in front, and an index names the file of each tensor.
+
+    Raises:
+        ValueError: ``config.json`` has a ``quantization_config`` already.
+    """
+    path = folder / CONFIG
+    text = path.read_bytes().decode("utf-8")
+    if "quantization_config" in json.loads(text):
+        raise ValueError(f"{path} says that the weights are quantised already; only plain weights are packed")
+    before, brace, after = text.partition("{")
+    path.write_bytes((before + brace + _MARK + after).encode("utf-8"))
+    places, total = {}, 0
+    for file in files:
+        for name, entry in read_header(folder / file)[1].items():
+            places[name] = file
+            total += entry.end - entry.begin
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def unmark(folder: Path) -> None:
+    """Take back what :func:`mark` did to ``config.json``: to the byte, unless the file was written anew since.
+
+    Raises:
+        FormatError: (a ValueError) it holds no JSON object.
+    """
+    path = folder / CONFIG
+    try:
+        text = path.read_bytes().decode("utf-8")
+        if _MARK in text:
+            path.write_bytes(text.replace(_MARK, "", 1).encode("utf-8"))
+            return
+        content = json.loads(text)
+        if content.pop("quantization_config", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise FormatError(f"{path} holds no configuration: {error}") from error
 
 
 def save_again(
@@ -77,12 +122,13 @@ def save_again(
             )
     target.mkdir(parents=True, exist_ok=True)
     for part in manifest.sources:
-        with safe_open(source / part.file, framework="pt") as reader:
+        with opened(source / part.file) as reader:
             tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
             for name, packed in tensors.items():
                 now = state.get(names.get(name, ""))
                 if now is not None and not torch.equal(now.cpu(), packed.to(now.dtype)):
                     tensors[name] = now.to("cpu", packed.dtype)
-            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, target / part.file)
+            held = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+            save_file(held, target / part.file, reader.metadata())
     manifest.write(target)
     copy_others(source, target, {MANIFEST, *(part.file for part in manifest.sources)})

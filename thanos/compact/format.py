@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+
+from thanos_kernels.sparse_int8 import GROUP
 
 FORMAT = "thanos-compact"
-VERSION = 1
+VERSION = 2
 MANIFEST = "compact.json"
+PLACE_HOLDER = (0,)  # the shape of what stands under a packed weight's own name: no program takes it for the weight
 _MAX_HEADER = 100 << 20
 _MAX_EXPANSION, _FREE_BYTES = 1024, 1 << 20  # a layer may grow so much when it is decoded, and no more
 DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16), "float16": ("F16", torch.float16)}
@@ -29,8 +35,21 @@ _SIZES = {
     "BF16": 2,
 }
 _SIZES |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
-PATTERNS = {"bitmask": "unstructured", "sparse24": "2:4", "columns": "structured"}
-LAYOUTS = {"bitmask": "bits64", "sparse24": "row_major", "columns": "dense"}
+PATTERNS = {
+    "bitmask": "unstructured",
+    "sparse24": "2:4",
+    "columns": "structured",
+    "bitmask_int8": "unstructured",
+    "sparse24_int8": "2:4",
+}
+LAYOUTS = {
+    "bitmask": "bits64",
+    "sparse24": "row_major",
+    "columns": "dense",
+    "bitmask_int8": "bits64",
+    "sparse24_int8": "row_major",
+}
+_KINDS_OF_VERSION = {1: {"bitmask", "sparse24", "columns"}, VERSION: set(PATTERNS)}
 
 
 class FormatError(ValueError):
@@ -61,17 +80,29 @@ class Layer:
     kept: int  # values (bitmask), kept columns (columns); half the columns (sparse24)
     zero_signs: int  # zeros of which a sign is stored, or 0
 
+    @property
+    def is_int8(self) -> bool:
+        return self.kind.endswith("_int8")
+
+    @property
+    def base(self) -> str:
+        """The kind, whatever its values are: "bitmask", "sparse24" or "columns"."""
+        return self.kind.removesuffix("_int8")
+
     def tensors(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The tensors that hold it: name to dtype and shape."""
         rows, columns = self.shape
         value, plain = DTYPES[self.dtype][0], rows - self.outlier_rows
-        if self.kind == "bitmask":
-            parts = {"values": (value, (self.kept,)), "bits": ("I64", (rows, -(-columns // 64)))}
-        elif self.kind == "sparse24":
-            parts = {"values": (value, (plain, columns // 2)), "metadata": ("I16", (plain, columns // 16))}
+        held = "I8" if self.is_int8 else value
+        if self.base == "bitmask":
+            parts = {"values": (held, (self.kept,)), "bits": ("I64", (rows, -(-columns // 64)))}
+        elif self.base == "sparse24":
+            parts = {"values": (held, (plain, columns // 2)), "metadata": ("I16", (plain, columns // 16))}
         else:
             parts = {"values": (value, (plain, self.kept)), "columns": ("I64", (self.kept,))}
-        if self.kind != "bitmask":
+        if self.is_int8:
+            parts["scales"] = ("F16", (plain, -(-columns // GROUP)))
+        if self.base != "bitmask":
             parts |= {"outliers": (value, (self.outlier_rows, columns)), "outlier_rows": ("I64", (self.outlier_rows,))}
         if self.zero_signs:
             parts["zero_signs"] = ("U8", (-(-self.zero_signs // 8),))
@@ -94,6 +125,7 @@ class Manifest:
     layers: dict[str, Layer]
     sources: list[Source]
     index: tuple[str, str] | None
+    version: int = VERSION
 
     def write(self, folder: Path) -> None:
         layers = {}
@@ -101,7 +133,7 @@ class Manifest:
             layers[name] = {"pattern": PATTERNS[layer.kind], "layout": LAYOUTS[layer.kind], **asdict(layer)}
         content = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self.version,
             "layers": layers,
             "sources": [asdict(source) for source in self.sources],
             "index": None if self.index is None else {"name": self.index[0], "text": self.index[1]},
@@ -127,6 +159,17 @@ def read_header(path: Path) -> tuple[str, dict[str, Entry]]:
     if size != expected:
         raise FormatError(f"{path} has {size} bytes where its header says {expected}: it is truncated or damaged")
     return text, entries
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A reader of the tensors in a safetensors file; what the library refuses is a FormatError."""
+    try:
+        file = safe_open(path, framework="pt")
+    except Exception as error:  # the library's own kinds of errors
+        raise FormatError(f"cannot read {path}: {error}") from error
+    with file as reader:
+        yield reader
 
 
 def parse_header(text: str, where: str) -> dict[str, Entry]:
@@ -174,27 +217,30 @@ def read_manifest(folder: Path) -> Manifest:
         raise FormatError(f"cannot read {path}: {error}") from error
     if content.get("format") != FORMAT:
         raise FormatError(f"{path} is no {FORMAT} manifest (its format is {content.get('format')!r})")
-    if type(content.get("version")) is not int or content["version"] != VERSION:
-        raise FormatError(f"{path} has version {content.get('version')!r}; this program reads version {VERSION}")
+    version = content.get("version")
+    if type(version) is not int or version not in _KINDS_OF_VERSION:
+        raise FormatError(f"{path} has version {version!r}; this program reads versions 1 to {VERSION}")
     where = str(path)
     layers = {
-        name: _layer(value, f"{where}, layer {name}") for name, value in _get(content, "layers", dict, where).items()
+        name: _layer(value, version, f"{where}, layer {name}")
+        for name, value in _get(content, "layers", dict, where).items()
     }
     sources = [_source(value, where) for value in _get(content, "sources", list, where)]
     index = content.get("index")
     if index is not None:
         index = (_file_name(_get(index, "name", str, where), where), _get(index, "text", str, where))
-    manifest = Manifest(layers, sources, index)
+    manifest = Manifest(layers, sources, index, version)
     _check_tensors(folder, manifest)
+    _check_scales(folder, manifest)
     return manifest
 
 
-def _layer(value: Any, where: str) -> Layer:
+def _layer(value: Any, version: int, where: str) -> Layer:
     fields = {"kind": str, "tensor": str, "file": str, "shape": list, "dtype": str, "transposed": bool}
     fields |= {"outlier_rows": int, "kept": int, "zero_signs": int}
     given = {key: _get(value, key, kind, where) for key, kind in fields.items()}
     shape, kind = given["shape"], given["kind"]
-    if kind not in PATTERNS or given["dtype"] not in DTYPES:
+    if kind not in _KINDS_OF_VERSION[version] or given["dtype"] not in DTYPES:
         raise FormatError(f"{where}: unknown kind {kind!r} or dtype {given['dtype']!r}")
     if value.get("pattern") != PATTERNS[kind] or value.get("layout") != LAYOUTS[kind]:
         raise FormatError(f"{where}: pattern and layout of {kind} are {PATTERNS[kind]!r} and {LAYOUTS[kind]!r}")
@@ -202,11 +248,14 @@ def _layer(value: Any, where: str) -> Layer:
     if len(shape) != 2 or not all(_is_size(n) for n in sizes):
         raise FormatError(f"{where}: sizes must be whole numbers from 0, and shape two of them ({sizes})")
     rows, columns = shape
-    most = {"bitmask": rows * columns, "columns": columns, "sparse24": columns // 2}[kind]
+    base = kind.removesuffix("_int8")
+    most = {"bitmask": rows * columns, "columns": columns, "sparse24": columns // 2}[base]
     if given["outlier_rows"] > rows or given["kept"] > most or given["zero_signs"] > rows * columns:
         raise FormatError(f"{where}: more outlier rows, kept weights or zeros than a {rows} x {columns} weight has")
-    if kind == "sparse24" and columns % 16:
+    if base == "sparse24" and columns % 16:
         raise FormatError(f"{where}: a 2:4 weight has a multiple of 16 columns, not {columns}")
+    if base != kind and given["zero_signs"]:
+        raise FormatError(f"{where}: a weight of int8 values has no signs of zeros, and zero_signs must be 0")
     layer = Layer(**{**given, "shape": (rows, columns)})
     size = DTYPES[layer.dtype][1].itemsize
     held = sum(math.prod(dims) * _SIZES[dtype] for dtype, dims in layer.tensors("").values())
@@ -243,6 +292,8 @@ def _check_tensors(folder: Path, manifest: Manifest) -> None:
             if (entry.dtype, entry.shape, source.file) != (DTYPES[layer.dtype][0], shape, layer.file):
                 raise FormatError(f"{MANIFEST}: layer {name} contradicts the header of {source.name}")
             expected |= layer.tensors(name)
+            if manifest.version > 1:
+                expected[tensor] = (entry.dtype, PLACE_HOLDER)
             seen.add(name)
         _, entries = read_header(folder / source.file)
         found = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
@@ -254,6 +305,21 @@ def _check_tensors(folder: Path, manifest: Manifest) -> None:
                 )
     if missing := sorted(set(manifest.layers) - seen):
         raise FormatError(f"{MANIFEST}: layer {missing[0]} belongs to no file")
+
+
+def _check_scales(folder: Path, manifest: Manifest) -> None:
+    """Scales are positive and finite."""
+    for source in manifest.sources:
+        names = [name for name, layer in manifest.layers.items() if layer.is_int8 and layer.file == source.file]
+        if not names:
+            continue
+        with opened(folder / source.file) as reader:
+            for name in names:
+                scales = reader.get_tensor(f"{name}.scales")
+                if not bool((scales.isfinite() & (scales > 0)).all()):
+                    raise FormatError(
+                        f"{folder / source.file}: scales of layer {name} are not positive and finite; it is damaged"
+                    )
 
 
 def _json(text: str, where: str) -> dict[str, Any]:

@@ -60,10 +60,32 @@ def examine(folder: Path, shapes: dict[str, tuple[int, ...]], trusted: bool) -> 
         ValueError: as of :func:`thanos.checkpoint.load_config`.
     """
     config = load_config(str(folder), trust_remote_code=trusted)
+    check_depth(config, folder, shapes)
+    return describe(build(config, trusted, meta=True), config, folder, shapes)
+
+
+def check_depth(config: Any, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a configuration of more layers than there are tensors, before a model is built of it.
+
+    Raises:
+        FormatError: it is one.
+    """
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0) or 0
     if layers > len(shapes):
         raise FormatError(f"{folder}/config.json asks for {layers} layers, but there are {len(shapes)} tensors")
-    model = build(config, trusted, meta=True)
+
+
+def describe(model: Any, config: Any, folder: Path, shapes: dict[str, tuple[int, ...]]) -> Structure:
+    """What the tensors of a checkpoint are in a model without memory, which is of no further use.
+
+    Args:
+        config: its configuration.
+        folder: the checkpoint, for messages.
+        shapes: of all tensors of the ordinary checkpoint.
+
+    Raises:
+        FormatError: tensors are missing or of other shapes.
+    """
     places, own = targets(model, shapes), model.state_dict()
     for name, target in places.items():
         if target.converter is None and target.parameter in own:

@@ -28,7 +28,7 @@ def test_a_card_is_restored_to_the_byte(kind: str, tmp_path: Path) -> None:
     card.write_bytes(text)
     add_note(tmp_path)
     noted = card.read_bytes()
-    assert b"thanos.load(DIR)" in noted
+    assert b"from_pretrained(DIR)" in noted
     if FRONT in CARDS[kind]:
         assert noted.startswith(FRONT.encode())
     remove_note(tmp_path)

@@ -12,7 +12,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from thanos.compact import BitmaskLinear, ColumnPrunedLinear, FormatError, Sparse24Linear, read_manifest, structure
+from thanos.compact import (
+    BitmaskLinear,
+    ColumnPrunedLinear,
+    FormatError,
+    Sparse24Linear,
+    forms,
+    read_manifest,
+    structure,
+)
 from thanos.compact import checkpoint as compact
 from thanos.linear import is_plain
 
@@ -197,7 +205,7 @@ def test_transposed_layers_of_gpt2(tmp_path: Path) -> None:
 def test_a_half_pruned_layer_takes_at_most_three_fifths(tmp_path: Path) -> None:
     for prune in (keep_24, keep_half):
         weight = prune(torch.randn(256, 512, dtype=torch.bfloat16))
-        kept = compact._compress(weight, "x.weight", "file", False)
+        kept = forms.compress(weight, "x.weight", "file", False)
         assert kept is not None
         assert sum(part.nbytes for part in kept[1].values()) <= 0.60 * weight.nbytes
 
@@ -225,11 +233,11 @@ def test_a_model_under_autocast_stays_close(folders: tuple[Path, Path]) -> None:
 
 def test_dense_weights_stay_dense() -> None:
     weight = torch.randn(64, 64)
-    assert compact.choose(weight) == "dense"
-    assert compact.choose(keep_24(weight)) == "sparse24"
-    assert compact.choose(keep_columns(weight)) == "columns"
-    assert compact.choose(weight * (torch.rand(64, 64) < 0.4)) == "bitmask"
-    assert compact.choose(torch.zeros(64, 64)) in ("columns", "bitmask")
+    assert forms.choose(weight) == "dense"
+    assert forms.choose(keep_24(weight)) == "sparse24"
+    assert forms.choose(keep_columns(weight)) == "columns"
+    assert forms.choose(weight * (torch.rand(64, 64) < 0.4)) == "bitmask"
+    assert forms.choose(torch.zeros(64, 64)) in ("columns", "bitmask")
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
@@ -240,7 +248,7 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
 
 NAME = "model.layers.0.mlp.gate_proj"
 DAMAGES: dict[str, Callable[[Any], Any]] = {
-    "version": lambda c: c.update(version=2),
+    "version": lambda c: c.update(version=3),
     "format": lambda c: c.update(format="other"),
     "kind": lambda c: c["layers"][NAME].update(kind="sparse24"),
     "unknown kind": lambda c: c["layers"][NAME].update(kind="block"),

@@ -66,10 +66,14 @@ def test_a_family_is_packed_loaded_and_unpacked(family: str, tiny_model: Tiny, t
     if family in MIXTURES and can_convert():
         assert ("fused" in kinds) is (family in FUSED)
         assert any(isinstance(module, SparseExperts) for module in loaded.modules()) is (family not in FUSED)
+    plain = type(loaded).from_pretrained(tmp_path / "compact", dtype="auto")
+    assert torch.equal(logits(plain), logits(loaded))
+    assert [type(module) for module in plain.modules()] == [type(module) for module in loaded.modules()]
     compact.unpack(tmp_path / "compact", tmp_path / "restored")
     assert same_bytes(tmp_path / "pruned", tmp_path / "restored")
-    loaded.save_pretrained(tmp_path / "again")
-    assert same_bytes(tmp_path / "compact", tmp_path / "again")
+    for model in (loaded, plain):
+        model.save_pretrained(tmp_path / "again")
+        assert same_bytes(tmp_path / "compact", tmp_path / "again")
 
 
 def test_an_expert_is_read_for_its_tokens_alone(tmp_path: Path) -> None:
