@@ -157,12 +157,35 @@ def sparse_records() -> list[dict[str, Any]]:
     return [{**common, **layer, "bytes_share": 0.563}, {}]
 
 
+def removal_records() -> list[dict[str, Any]]:
+    """Made up."""
+    steps = {"factor": 5.0, "remove": 9.0}
+    return [
+        {"kind": "removal", "model": "LLaMA-2 7B", "layer": "down_proj", "rows": 4096, "columns": 11008,
+         "removed": 2752, "seconds": 14.0, "ge": 2.8, "ge_seconds": 5.0, "limit_ge": 3.0, "steps": steps}
+    ]  # fmt: skip
+
+
+def llama_records() -> list[dict[str, Any]]:
+    """Made up: a dense model and a smaller one at two types."""
+    found = []
+    for kind, scale in (("f16", 1.0), ("Q4_K_M", 0.4)):
+        for model, size, decode, agree, gap in (("dense", 200e6, 50.0, 32, None), ("small", 150e6, 65.0, 9, 0.05)):
+            found.append(
+                {"name": f"{model} {kind}", "model": model, "type": kind, "bytes": int(size * scale),
+                 "decode": decode / scale, "read": 4 * decode / scale, "tokens": [5] * 32, "agree": agree, "gap": gap,
+                 "decode_ratio": decode / 50, "read_ratio": decode / 50}
+            )  # fmt: skip
+    return found
+
+
 SUITES = {
     "layer": layer_records,
     "scaling": scaling_records,
     "ops": op_records,
     "sparse": sparse_records,
     "model": model_records,
+    "removal": removal_records,
 }
 
 
@@ -178,6 +201,7 @@ def place(tmp_path: Path) -> Path:
     machine = {"processor": "A processor", "cores": 2, "memory_gib": 8, "python": "3.11", "torch": "2.13.0"}
     for name, rows in SUITES.items():
         write(results(tmp_path) / f"{name}.jsonl", {}, [{**row, "machine": machine} for row in rows()])
+    write(results(tmp_path) / "llama.jsonl", {}, [{**row, "machine": machine} for row in llama_records()])
     return tmp_path
 
 
@@ -286,6 +310,23 @@ def test_peers_stand_side_by_side(place: Path) -> None:
     assert found[4:] == ["43.40", "46.50"]
 
 
+def test_models_in_llama_cpp_stand_beside_the_dense_one(place: Path) -> None:
+    part = section(text_of(place), "In llama.cpp")
+    rows = [cells(part, f"{model} | {kind}") for kind in ("f16", "Q4_K_M") for model in ("dense", "small")]
+    assert rows[0][2:] == ["all 32 agree", "200 (100%)", "50.00 (1.00 x)", "200.0 (1.00 x)"]
+    assert rows[1][2:] == ["9 agree, then a near-tie of 0.050 nats", "150 (75%)", "65.00 (1.30 x)", "260.0 (1.30 x)"]
+    assert [row[3] for row in rows[2:]] == ["80 (100%)", "60 (75%)"]
+    assert part.rstrip().endswith("Machine: A processor, 2 cores, 8 GiB of memory, Python 3.11, PyTorch 2.13.0.")
+    (results(place) / "llama.jsonl").unlink()
+    told = section(text_of(place), "In llama.cpp")
+    assert "Not measured yet: `python -m benchmarks.llama_cpp DENSE SMALLER" in told
+
+
+def test_the_cost_of_channels_is_told_in_products(place: Path) -> None:
+    found = cells(section(text_of(place), "Channels of a layer"), "LLaMA-2 7B down_proj")
+    assert found[1:] == ["4096 x 11008", "2752 of 11008", "14.00", "2.80", "3.00", "1.00", "1.80"]
+
+
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *SUITES])
 def test_a_missing_file_leaves_its_command(place: Path, name: str) -> None:
     (results(place) / f"{name}.jsonl").unlink()
@@ -302,7 +343,7 @@ def test_no_file_at_all_and_partial_ones(place: Path) -> None:
         assert f"{kept} of {len(rows)} runs are there" in text_of(place)
     for file in results(place).iterdir():
         file.unlink()
-    assert text_of(place).count("Not measured yet") == 18
+    assert text_of(place).count("Not measured yet") == 20
     assert report(place).exit_code == 0
 
 
@@ -331,6 +372,8 @@ def test_a_perplexity_that_is_not_finite_is_said(place: Path) -> None:
         ("layer", '{}\n{"kind": "layer"}'),
         ("alpha", '{"command": "", "settings": {}}\n{"run": {"beta": 1}}'),
         ("gpu", '{}\n{"kind": "layer"}'),
+        ("llama", '{}\n{"name": "a model"}'),
+        ("removal", '{}\n{"kind": "removal"}'),
     ],
 )
 def test_a_damaged_file_is_named_in_one_sentence(place: Path, name: str, text: str) -> None:

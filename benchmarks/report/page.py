@@ -10,7 +10,7 @@ from benchmarks.experiments import main as main_table
 from benchmarks.experiments.registry import EXPERIMENTS
 from benchmarks.machine import sentences
 from benchmarks.records import Row
-from benchmarks.report import engine, speed
+from benchmarks.report import engine, smaller, speed
 from benchmarks.report.groups import provenance
 from benchmarks.report.markdown import put_between
 from benchmarks.report.read import Results
@@ -45,6 +45,7 @@ _SPEED: list[tuple[str, str, str, str | None, Callable[[list[Row]], list[str]]]]
     ("Steps", "layer", "layer", "steps", speed.steps),
     ("Block size", "scaling", "block_size", "block_time", speed.block_time),
     ("Layers of real models", "layer", "layer", None, speed.layers),
+    ("Channels of a layer", "removal", "removal", None, smaller.removals),
     ("Operations", "ops", "op", None, engine.operations),
     ("Sparse layers", "sparse", "sparse", None, engine.sparse_layers),
     ("Whole models", "model", "model", None, engine.models),
@@ -74,6 +75,8 @@ def page(results: Results, pictures: str) -> str:
         parts += _findings(results, name)
         if name == "main":
             parts += _speed(results, pictures)
+        if name == "shrink":
+            parts += _in_llama_cpp(results)
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,6 +131,16 @@ def _speed(results: Results, pictures: str) -> list[str]:
     with _naming("gpu*"):
         parts += ["### GPU", *engine.gpus([results.of(name) for name in results.files if name.startswith("gpu")])]
     return [*parts, *_findings(results, "speed")]
+
+
+def _in_llama_cpp(results: Results) -> list[str]:
+    parts = ["### In llama.cpp"]
+    if rows := results.of("llama"):
+        with _naming("llama"):
+            parts += [*smaller.in_llama_cpp(rows), *sentences(rows)]
+    else:
+        parts.append(_not_run("python -m benchmarks.llama_cpp DENSE SMALLER --results benchmarks/results"))
+    return parts
 
 
 @contextmanager
