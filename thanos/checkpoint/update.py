@@ -88,7 +88,7 @@ def prepare(model: Any, tokenizer: Any, source: Path | None, changed: Iterable[s
     """
     if updates_source(model, source, changed):
         assert source is not None
-        _copy_others(source, folder)
+        copy_others(source, folder)
         for file in weight_files(source):
             shutil.copyfile(file, folder / file.name)
         if (source / "model.safetensors.index.json").is_file():
@@ -96,7 +96,7 @@ def prepare(model: Any, tokenizer: Any, source: Path | None, changed: Iterable[s
         return True
     save_model(model, tokenizer if source is None else None, folder)
     if source is not None:
-        _copy_others(source, folder)
+        copy_others(source, folder)
         if model.dtype != _declared_dtype(source, tensor_places(weight_files(source))):
             _declare_dtype(folder / "config.json", model.dtype)
     return False
@@ -106,7 +106,7 @@ def save_smaller(model: Any, tokenizer: Any, source: Path | None, folder: Path) 
     """Write a model of another shape: weights and configuration are new, the other files are the source's."""
     save_model(model, tokenizer if source is None else None, folder)
     if source is not None:
-        _copy_others(source, folder, keep=("config.json",))
+        copy_others(source, folder, keep=("config.json",))
 
 
 def updates_source(model: Any, source: Path | None, changed: Iterable[str]) -> bool:
@@ -220,8 +220,8 @@ def _overwrite(stream: BinaryIO, place: Place, tensor: Tensor) -> None:
     stream.write(content.numpy().data)
 
 
-def _copy_others(source: Path, folder: Path, keep: tuple[str, ...] = ()) -> None:
-    """Everything but weights, hidden files and those to ``keep`` as they are in ``folder``; into directories too."""
+def copy_others(source: Path, folder: Path, keep: tuple[str, ...] = ()) -> None:
+    """Copy all but weights, hidden files and those to ``keep`` as they are in ``folder``; into directories too."""
     for path in sorted(source.rglob("*")):
         inner = path.relative_to(source)
         if any(part.startswith(".") for part in inner.parts) or not path.is_file() or _WEIGHTS.search(path.name):
