@@ -60,7 +60,7 @@ class Given:
 
 
 def make_smaller(run: Any, job: SmallerModel, given: Given) -> None:
-    """Remove parts of the model's shape, in memory, and write what comes out whole; blocks alone also from the files."""
+    """Remove parts of the model's shape, in memory, and write what comes out; blocks alone also from files."""
     from thanos import checkpoint
     from thanos.commands.display import display
     from thanos.report.terminal import print_summary
