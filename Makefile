@@ -24,7 +24,7 @@ install: $(INSTALLED)
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): EXTRAS = eval,gguf,guided,report,test
+$(INSTALLED): EXTRAS = eval,gguf,guided,report,serve,test
 $(VENV)/.installed-for-demo: EXTRAS = gguf
 $(INSTALLED) $(VENV)/.installed-for-demo: $(VENV)/bin/python $(SOURCES)
 	$(INSTALL) torch setuptools pybind11 ninja

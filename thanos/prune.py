@@ -327,6 +327,8 @@ def _run(
     if skeleton is not None and isinstance(job, WalkOptions):
         check_model(skeleton, job)
     own_files, dtype = checkpoint.source_folder(run.model), checkpoint.DTYPES.get(run.dtype)
+    if own_files is not None:
+        checkpoint.check_floating(own_files, config)
     saved_anew = dtype not in (None, config.dtype)
     if isinstance(job, SmallerModel):
         saved_anew = not any(axis.sets for axis in job.pattern.axes)

@@ -148,7 +148,7 @@ def refused(*arguments: object, match: str) -> None:
         (["--pattern", "1.5"], "pattern"),
         (["--pattern", "4:2"], "n:m"),
         (["--pattern", "nonsense"], "none of 0.5, 50%, 2:4"),
-        (["--pattern", "7:13"], "model.layers.0.self_attn.q_proj: pattern 7:13 needs a width"),
+        (["--pattern", "7:13"], "model.layers.0.mlp.down_proj: pattern 7:13 needs a width"),
         (["--pattern", "structured:0.6", "--outlier-fraction", "0.5"], "must not exceed 1"),
         (["--outlier-fraction", "1"], "--outlier-fraction"),
         (["--method", "nosuch"], "--method"),

@@ -8,6 +8,7 @@ from thanos.checkpoint.partial import Partial
 from thanos.checkpoint.reading import (
     DTYPES,
     auto_class,
+    check_floating,
     check_nothing_left_out,
     check_unquantised,
     empty_model,
@@ -16,6 +17,7 @@ from thanos.checkpoint.reading import (
     load_model,
     load_tokenizer,
     max_length,
+    quantisation,
 )
 from thanos.checkpoint.skeleton import BlockFiles, load_skeleton
 from thanos.checkpoint.source import source_folder
@@ -30,6 +32,7 @@ __all__ = [
     "Target",
     "auto_class",
     "can_convert",
+    "check_floating",
     "check_nothing_left_out",
     "check_target",
     "check_unquantised",
@@ -43,6 +46,7 @@ __all__ = [
     "load_tokenizer",
     "max_length",
     "prepare",
+    "quantisation",
     "room_for",
     "save_model",
     "save_pruned",

@@ -44,8 +44,10 @@ def save_without_blocks(
             elif int(found[2]) in number:
                 places[f"{found[1]}.{number[int(found[2])]}.{found[3]}"] = place
         if places:
-            size += _write(places, folder / file.name)
-            weight_map |= dict.fromkeys(places, file.name)
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            size += _write(places, target)
+            weight_map |= dict.fromkeys(places, file.relative_to(source).as_posix())
     if (source / "model.safetensors.index.json").is_file():
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from thanos.checkpoint.update import tensor_places, weight_files
+from thanos.checkpoint.update import FLOATS, tensor_places, weight_files
 from thanos_kernels.errors import first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,13 +74,34 @@ def check_unquantised(config: Any, model: str) -> None:
     Raises:
         ValueError: the weights are quantised.
     """
-    found = getattr(config, "quantization_config", None)
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    name = str(getattr(method, "value", method)).lower()
-    if found is not None and not is_gguf(model) and name in _PACKED:
+    name = quantisation(config)
+    if not is_gguf(model) and name in _PACKED:
         raise ValueError(
             f"{model} holds quantised weights ({name}); prune the model in a floating dtype it was made of"
         )
+
+
+def quantisation(config: Any) -> str | None:
+    """How a configuration says that the weights are quantised; None where it does not."""
+    found = getattr(config, "quantization_config", None)
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return None if found is None else str(getattr(method, "value", method)).lower()
+
+
+def check_floating(source: Path, config: Any) -> None:
+    """Refuse matrices that are stored as whole numbers or in 8 bits, where nothing says how they are read.
+
+    Raises:
+        ValueError: there are some; the first is named.
+    """
+    if quantisation(config) is not None:
+        return
+    for name, place in tensor_places(weight_files(source)).items():
+        if name.endswith("weight") and len(place.shape) > 1 and place.dtype not in FLOATS:
+            raise ValueError(
+                f"{source} holds {name} as {place.dtype}, and its config.json does not say how such weights are read; "
+                "use a model whose weights are floating numbers of 16 bits or more"
+            )
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
@@ -130,16 +151,22 @@ def load_model(
 
     trusted = {"trust_remote_code": trust_remote_code}
     config = config or load_config(model, **trusted)
+    if Path(model).is_dir():
+        check_floating(Path(model), config)
     # Mismatches are taken in here, to be refused by name below.
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **trusted}
     options |= {"config": config, "dtype": dtype or "auto"}
+    quantised = quantisation(config) is not None
     if is_gguf(model):
         options["quantization_config"] = _dequantised()
     loaded, found = _read(model, (auto_class(config) or AutoModelForCausalLM).from_pretrained, **options)
     if not allow_missing:
         _refuse_incomplete(model, loaded, found)
-    if is_gguf(model):
+    dequantised = quantised and quantisation(loaded.config) is None
+    if is_gguf(model) or dequantised:
         _forget_quantisation(loaded)
+    if dequantised:
+        _to_one_dtype(loaded, dtype or getattr(config, "dtype", None))
     return loaded.eval() if device is None else loaded.eval().to(device)
 
 
@@ -243,6 +270,11 @@ def _read(model: str, reader: Any, **options: Any) -> Any:
             raise ValueError(f"there is no GGUF file {model}")
         options["gguf_file"], path = path.name, path.parent
     elif path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{model} holds an adapter of PEFT; merge it into its model first, with merge_and_unload(), and use "
+                "what that saves (where it is merged already, remove adapter_config.json)"
+            )
         if not (path / "config.json").is_file():
             raise ValueError(f"{model} is no model directory: it holds no config.json")
     elif path.exists() or _looks_like_path(model):
@@ -279,9 +311,20 @@ def _dequantised() -> Any:
 
 
 def _forget_quantisation(model: Any) -> None:
-    """The weights of a GGUF file were dequantised: nothing of its quantisation may be saved with them."""
+    """The weights were dequantised when they were read: nothing of their quantisation may be saved with them."""
+    if hasattr(model, "_weight_conversions"):
+        model._weight_conversions = None  # so that those of the model's class alone are reverted
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, name):
             delattr(model.config, name)
     model.hf_quantizer = None
     model.is_quantized = False
+
+
+def _to_one_dtype(model: Any, dtype: torch.dtype | None) -> None:
+    """Convert what Transformers left in another dtype beside the weights that it dequantised, as it would otherwise."""
+    kept = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    kept |= {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(part in name for part in kept):
+            parameter.data = parameter.data.to(dtype or model.dtype)

@@ -22,7 +22,8 @@ from torch import Tensor
 from thanos.checkpoint.writing import save_model
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|tflite)(\.index\.json)?$|\.index\.json$")
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_QUANTISATION = ("quantization_config", "compression_config")
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def weight_files(source: Path) -> list[Path]:
     """The safetensors files of a model directory that Transformers reads; none where it reads another format.
 
     Raises:
-        ValueError: the index names a file that is not there, or is damaged.
+        ValueError: the index names a file that is not there or not in the directory, or is damaged.
     """
     index = source / "model.safetensors.index.json"
     if (source / "model.safetensors").is_file():
@@ -51,6 +52,8 @@ def weight_files(source: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: {type(error).__name__}") from error
     for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{index} names {name}, which is not in its directory")
         if not (source / name).is_file():
             raise ValueError(f"{index} names {name}, which is not there")
     return [source / name for name in names]
@@ -90,14 +93,15 @@ def prepare(model: Any, tokenizer: Any, source: Path | None, changed: Iterable[s
         assert source is not None
         copy_others(source, folder)
         for file in weight_files(source):
-            shutil.copyfile(file, folder / file.name)
+            (folder / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / file.relative_to(source))
         if (source / "model.safetensors.index.json").is_file():
             shutil.copyfile(source / "model.safetensors.index.json", folder / "model.safetensors.index.json")
         return True
     save_model(model, tokenizer if source is None else None, folder)
     if source is not None:
         copy_others(source, folder)
-        if model.dtype != _declared_dtype(source, tensor_places(weight_files(source))):
+        if is_quantised(source) or model.dtype != _declared_dtype(source, tensor_places(weight_files(source))):
             _declare_dtype(folder / "config.json", model.dtype)
     return False
 
@@ -111,7 +115,7 @@ def save_smaller(model: Any, tokenizer: Any, source: Path | None, folder: Path) 
 
 def updates_source(model: Any, source: Path | None, changed: Iterable[str]) -> bool:
     """Whether every changed parameter has its place in the source's safetensors files, which keep the model's dtype."""
-    if source is None:
+    if source is None or is_quantised(source):
         return False
     places = tensor_places(weight_files(source))
     state = {name: model.get_parameter(name).detach().to("meta") for name in changed}
@@ -185,7 +189,7 @@ def _as_in_source(model: Any, state: dict[str, Tensor], places: dict[str, Place]
     found = {}
     for name, tensor in reverted.items():
         match = next((other for other in source_names(model, name) if other in places), None)
-        if match is None or places[match].shape != tuple(tensor.shape) or places[match].dtype not in _DTYPES:
+        if match is None or places[match].shape != tuple(tensor.shape) or places[match].dtype not in FLOATS:
             return None
         found[match] = tensor
     return found
@@ -215,7 +219,7 @@ def source_names(model: Any, name: str) -> list[str]:
 
 
 def _overwrite(stream: BinaryIO, place: Place, tensor: Tensor) -> None:
-    content = tensor.detach().to("cpu", _DTYPES[place.dtype]).contiguous().view(torch.uint8)
+    content = tensor.detach().to("cpu", FLOATS[place.dtype]).contiguous().view(torch.uint8)
     stream.seek(place.begin)
     stream.write(content.numpy().data)
 
@@ -239,11 +243,19 @@ def _declared_dtype(source: Path, places: dict[str, Place]) -> torch.dtype | Non
     for part in (config, config.get("text_config") or {}):
         if (declared := part.get("dtype") or part.get("torch_dtype")) in known:
             return known[declared]
-    return next((_DTYPES[place.dtype] for place in places.values() if place.dtype in _DTYPES), None)
+    return next((FLOATS[place.dtype] for place in places.values() if place.dtype in FLOATS), None)
+
+
+def is_quantised(source: Path) -> bool:
+    """Whether a model directory says that its weights are quantised; they are floating numbers where they were read."""
+    return any(name in json.loads((source / "config.json").read_text()) for name in _QUANTISATION)
 
 
 def _declare_dtype(file: Path, dtype: torch.dtype) -> None:
+    """Say in a configuration that the weights are of a floating dtype, and not quantised."""
     config = json.loads(file.read_text())
+    for name in _QUANTISATION:
+        config.pop(name, None)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("dtype", "torch_dtype"):
             if key in part:

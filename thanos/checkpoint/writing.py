@@ -16,11 +16,16 @@ def check_target(target: Path, *, overwrite: bool, source: str | None = None) ->
 
     Raises:
         ValueError: it exists and ``overwrite`` is not set, it is not a model directory that could be replaced, it is
-            the model ``source`` itself, or its parent cannot be written.
+            the model ``source`` itself, inside it or around it, or its parent cannot be written.
     """
     target = target.absolute()
-    if source is not None and target.exists() and Path(source).exists() and target.samefile(source):
-        raise ValueError(f"the output {target} is the model itself; choose another directory")
+    if source is not None and Path(source).exists():
+        ours, theirs = target.resolve(), Path(source).resolve()
+        if ours == theirs or (target.exists() and target.samefile(source)):
+            raise ValueError(f"the output {target} is the model itself; choose another directory")
+        if theirs in ours.parents or ours in theirs.parents:
+            how = "lies inside" if theirs in ours.parents else "holds"
+            raise ValueError(f"the output {target} {how} the model {source}; choose a directory beside it")
     if os.path.lexists(target):
         if not overwrite:
             raise ValueError(f"the output {target} exists; choose another or pass --overwrite")

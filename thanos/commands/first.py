@@ -7,13 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from thanos.checkpoint.update import Place, tensor_places, weight_files
+from thanos.checkpoint.update import FLOATS, Place, tensor_places, weight_files
 from thanos.options import WalkOptions
 
 _LENGTH = "max_position_embeddings"
 _ROTARY = ("rope_theta", "rope_parameters", "rope_scaling")  # no table of positions, of which some could be reserved
 _IN_A_BLOCK = re.compile(r"\.\d+\..*\.weight$")
-_FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 def refuse_by_files(model: str, job: Any, sequence_length: int | None) -> None:
@@ -68,7 +67,7 @@ def _refuse_shapes(places: dict[str, Place], job: WalkOptions) -> None:
     excluded = re.compile(job.exclude) if job.exclude else None
     first = None
     for name, place in places.items():
-        if len(place.shape) != 2 or place.dtype not in _FLOATS or not _IN_A_BLOCK.search(name):
+        if len(place.shape) != 2 or place.dtype not in FLOATS or not _IN_A_BLOCK.search(name):
             continue
         layer = name.removesuffix(".weight")
         if excluded and excluded.search(layer):

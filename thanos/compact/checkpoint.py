@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from thanos.checkpoint import check_target, fill, staged
+from thanos.checkpoint import check_floating, check_target, fill, staged
 from thanos.compact.card import add_note, remove_note
 from thanos.compact.files import INDEX, copy_others, mark, unmark, weight_files
 from thanos.compact.format import (
@@ -81,6 +81,7 @@ def pack(
     headers = {file: read_header(source / file) for file in files}
     shapes = {name: entry.shape for _, entries in headers.values() for name, entry in entries.items()}
     structure = examine(source, shapes, trust_remote_code)
+    check_floating(source, structure.config)
     linears = {name for name in structure.linears if name.endswith(".weight")}
     if not linears:
         raise ValueError(f"{source} holds no linear layer that could be packed; it is used as it is")

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from thanos.checkpoint import Target, auto_class, fill, load_config, targets
+from thanos.checkpoint import Target, auto_class, fill, load_config, quantisation, targets
 from thanos.compact.base import SparseLinear
 from thanos.compact.experts import Slot, SparseExperts, find_slots, fused_parameters
+from thanos.compact.files import METHOD
 from thanos.compact.format import DTYPES, FormatError, Layer
 from thanos.linear import is_plain, is_transposed
 from thanos.walk.experts import adapt
@@ -60,6 +61,8 @@ def examine(folder: Path, shapes: dict[str, tuple[int, ...]], trusted: bool) -> 
         ValueError: as of :func:`thanos.checkpoint.load_config`.
     """
     config = load_config(str(folder), trust_remote_code=trusted)
+    if (packed := quantisation(config)) not in (None, METHOD):
+        raise ValueError(f"{folder} holds quantised weights ({packed}); only floating numbers are packed")
     check_depth(config, folder, shapes)
     return describe(build(config, trusted, meta=True), config, folder, shapes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 _ROLES = {  # what ShareGPT and its kin call them
@@ -37,11 +38,30 @@ def chat_text(messages: list[dict[str, Any]], tokenizer: Any) -> str:
             "name a field that holds text with --text-field"
         )
     plain = [_message(message, number) for number, message in enumerate(messages, 1)]
+    said = [text for message in plain if (text := str(message.get("content") or "").strip())]
+    in_parts = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]} if message.get("content") else message
+        for message in plain
+    ]
+    reason = "it writes none of the messages"
+    for form in (plain, in_parts):  # templates of multimodal models may take parts alone, and leave strings out
+        try:
+            text = str(tokenizer.apply_chat_template(form, tokenize=False))
+        except Exception as error:  # whatever the template raises, of its own or by a mistake
+            reason = reason if form is in_parts else " ".join(str(error).split()) or type(error).__name__
+            continue
+        if not said or any(one in text for one in said):
+            return text
+    raise ValueError(f"is a chat that the tokenizer's chat template does not take: {reason}")
+
+
+def chat_in(text: str) -> list[dict[str, Any]] | None:
+    """The chat that a string holds as JSON, as in a table of strings; None where it holds none."""
     try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False))
-    except Exception as error:  # whatever the template raises, of its own or by a mistake
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"is a chat that the tokenizer's chat template does not take: {reason}") from None
+        value = json.loads(text) if text.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        return None
+    return value if is_chat(value) else None
 
 
 def _speaker(message: dict[str, Any]) -> Any:

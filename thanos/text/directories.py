@@ -49,6 +49,8 @@ def _saved(path: Path, split: str, fields: Fields) -> list[str]:
 
     try:
         loaded = datasets.load_from_disk(str(path))
+    except IndexError:  # of a data set without rows
+        return []
     except Exception as error:  # whatever a damaged data set makes it raise
         raise ValueError(f"cannot read the data set saved in {path}: {first_line(error)}") from error
     data = _of_split(loaded, split) if isinstance(loaded, Mapping) else loaded

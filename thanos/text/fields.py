@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from thanos.text.chat import chat_text, is_chat
+from thanos.text.chat import chat_in, chat_text, is_chat
 
 _TEXT = "text"
 _CHATS = ("messages", "conversations", "conversation")
@@ -70,7 +70,8 @@ class Fields:
             raise ValueError(f"has {wanted}; its fields are {', '.join(record) or 'none'}; name one with --text-field")
         value = record[name]
         if isinstance(value, str):
-            return value
+            chat = chat_in(value) if name in _CHATS else None
+            return value if chat is None else chat_text(chat, self.tokenizer)
         if is_chat(value):
             return chat_text(value, self.tokenizer)
         if value is None:

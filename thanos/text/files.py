@@ -7,6 +7,7 @@ it takes the text "NA" for a missing one.
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import json
@@ -21,6 +22,12 @@ from thanos.text.fields import Fields
 from thanos.text.json_lines import json_lines
 from thanos_kernels.errors import first_line
 
+_MARKS = {  # the longer ones first, for one begins as another
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _TEXT = ".txt"  # the whole of it is one document
 
 Records = Iterator[tuple[str, Any]]  # where in the file, and what
@@ -52,12 +59,22 @@ def read_documents(path: Path, content: bytes, fields: Fields) -> Iterator[str]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"cannot read {path}: it is damaged or no {compression} file ({error})") from error
     try:
+        if kind != ".parquet":
+            plain = _as_utf8(plain)
         if kind == _TEXT:
             yield plain.decode("utf-8-sig").replace("\r\n", "\n")
         else:
             yield from fields.documents(str(path), _READERS[kind](path, plain, fields))
     except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise ValueError(f"cannot read {path}: {error}; save it as UTF-8") from error
+
+
+def _as_utf8(content: bytes) -> bytes:
+    """Text whose first bytes say that it is UTF-16 or UTF-32, as some programs of Windows write it, in UTF-8."""
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            return content.decode(encoding).encode()
+    return content
 
 
 def _endings(path: Path) -> tuple[str, str]:
@@ -83,7 +100,7 @@ def _json(path: Path, content: bytes, fields: Fields) -> Records:
     """One list of records, an object that holds one, a single record; or a record a line."""
     try:
         value = json.loads(content.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _lines(path, content, fields)
             return

@@ -24,7 +24,7 @@ def json_lines(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
         try:
             value = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            raise ValueError(f"cannot read {path}, line {number}: {error}") from None
-        except ValueError as error:
+            raise ValueError(f"cannot read {path}, line {number}: {error}; save it as UTF-8") from None
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
         yield number, value

@@ -45,6 +45,8 @@ def check_source(source: str | Path) -> None:
     path = Path(source)
     if str(source) in NAMES:
         return
+    if not str(source):
+        raise ValueError(f"a text is one of {', '.join(NAMES)}, a file or a directory, and its name is not empty")
     neither = f"{source} is neither one of {', '.join(NAMES)} nor a file"
     try:
         is_directory = path.is_dir()
@@ -78,7 +80,7 @@ def load_text(
     """
     fields = Fields(text_field, tokenizer)
     name, digest = str(source), None
-    if not isinstance(source, str | Path | Sequence):
+    if not isinstance(source, str | Path | Sequence) or isinstance(source, bytes | bytearray):
         raise TypeError(f"a text is a name, a path or a list of documents, not {type(source).__name__}")
     if not isinstance(source, str | Path):
         name, documents = "the list of documents", list(Fields().documents("the list of documents", _numbered(source)))

@@ -1,6 +1,7 @@
 """The decoder blocks of a causal language model and their linear layers, found by structure.
 
-The blocks are the largest ``nn.ModuleList`` whose elements all hold linear layers and that is not part of another one.
+The blocks are the largest ``nn.ModuleList`` whose elements all hold linear layers and that is not part of another one,
+of those in the smallest part of the model that holds its input embeddings too: a vision tower may be larger.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def _largest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
             found.append((sum(p.numel() for p in module.parameters()), name, list(module)))
     if not found:
         raise ValueError(f"{type(model).__name__} has no list of decoder blocks with linear layers to prune")
-    _, name, blocks = max(found, key=lambda entry: entry[0])
+    _, name, blocks = max(_nearest(model, found), key=lambda entry: entry[0])
     seen: dict[int, int] = {}
     for index, block in enumerate(blocks):
         if seen.setdefault(id(block), index) != index:
@@ -134,6 +135,18 @@ def _largest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
                 "for a token cannot be pruned"
             )
     return name, blocks
+
+
+def _nearest(model: nn.Module, lists: list[tuple[int, str, list[nn.Module]]]) -> list[tuple[int, str, list[nn.Module]]]:
+    """Of lists of modules (size, name, modules), those in the smallest part that holds the model's embeddings too."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    path = next((name for name, module in model.named_modules() if module is embeddings), "")
+    while path:
+        path = path.rpartition(".")[0]
+        inside = [entry for entry in lists if not path or entry[1].startswith(f"{path}.")]
+        if inside:
+            return inside
+    return lists
 
 
 def _linear_layers(prefix: str, block: nn.Module) -> Iterator[Layer]:

@@ -192,10 +192,17 @@ def run_model(model: nn.Module, tokens: Tensor, *, last: int = 0) -> Any:
     """The output of the model for ``tokens`` (batch, length), computed without a cache, on the model's device.
 
     Where the model can, it computes the logits of the ``last`` positions only; 0 means all.
+
+    Raises:
+        NoChainError: the model asks for more than tokens, such as an image.
     """
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     wanted: dict[str, Any] = {"use_cache": False, "logits_to_keep": last}
     known = inspect.signature(model.forward).parameters
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [name for name, one in known.items() if one.default is one.empty and one.kind in named]
+    if more := [name for name in needed if name != "input_ids"]:
+        raise NoChainError(f"{type(model).__name__} does not run on text alone: it asks for {', '.join(more)} too")
     options = {name: value for name, value in wanted.items() if name in known}
     return model(input_ids=tokens.to(embedding.weight.device), **options)
 

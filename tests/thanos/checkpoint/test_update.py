@@ -203,44 +203,6 @@ def test_pruning_again_counts_what_is_zero_already(model_folder: Path, tmp_path:
     assert report["effective_sparsity"] == pytest.approx(0.7, abs=0.001)
 
 
-VISION = {
-    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
-    "patch_size": 8,
-}  # fmt: skip
-TEXT = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("family", ["gemma3", "llava"])
-def test_a_multimodal_model_is_pruned_in_its_text_part_and_saved_whole(
-    family: str, tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    if family == "gemma3":
-        config = transformers.Gemma3Config(
-            text_config=transformers.Gemma3TextConfig(**TEXT, sliding_window=8),
-            vision_config=transformers.SiglipVisionConfig(**VISION), mm_tokens_per_image=4,
-            image_token_index=90, boi_token_index=91, eoi_token_index=92,
-        )  # fmt: skip
-    else:
-        config = transformers.LlavaConfig(
-            text_config=transformers.LlamaConfig(**TEXT), vision_config=transformers.CLIPVisionConfig(**VISION),
-            image_token_index=90,
-        )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
-    result = prune(tmp_path / "model", tmp_path / "out", "--evaluate", str(tmp_path / "text.jsonl"))
-    assert result.exit_code == 0, result.stderr
-    assert headers(tmp_path / "out") == headers(tmp_path / "model")
-    before, after = tensors(tmp_path / "model"), tensors(tmp_path / "out")
-    changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert len(changed) == 14
-    assert all("vision" not in name for name in changed)
-
-
 def test_a_damaged_file_is_named(model_folder: Path, tmp_path: Path) -> None:
     file = model_folder / "model.safetensors"
     for content in (file.read_bytes()[:100], b"\xff" * 16, b"", (2).to_bytes(8, "little") + b"[]"):

@@ -333,8 +333,9 @@ def test_bits_that_contradict_the_values_are_refused(packed: Path, tmp_path: Pat
 def test_directories_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"no compact\.json"):
         compact.load(tmp_path)
+    (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="safetensors"):
-        compact.pack(tmp_path, tmp_path / "out")
+        compact.pack(tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

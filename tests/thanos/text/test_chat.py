@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 import pytest
 
 from thanos.text import beginning, load_samples, load_text, tokenize
@@ -61,6 +62,27 @@ def test_chats_in_tables_and_under_other_names(chatty: Any, tmp_path: Path) -> N
     saved.to_parquet(tmp_path / "a.parquet")
     for name in ("saved", "a.parquet"):
         assert load_text(tmp_path / name, "train", text_field="talk", tokenizer=chatty).documents == EXPECTED
+
+
+def test_chats_in_tables_of_strings(chatty: Any, tmp_path: Path) -> None:
+    table = pandas.DataFrame({"messages": [*map(json.dumps, CHATS), "[a plain remark]"]})
+    table.to_csv(tmp_path / "a.csv")
+    assert load_text(tmp_path / "a.csv", "train", tokenizer=chatty).documents == [*EXPECTED, "[a plain remark]"]
+
+
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}]{% for part in m.content %} {{ part.text }}{% endfor %}{{ '\n' }}{% endfor %}"
+)
+
+
+def test_a_template_that_takes_parts_alone_gets_them(chatty: Any, tmp_path: Path) -> None:
+    """Of strings such templates write nothing, and say nothing."""
+    chatty.chat_template = "<s>" + PARTS
+    path = lines(tmp_path / "chat.jsonl", [{"messages": chat} for chat in CHATS])
+    assert load_text(path, "train", tokenizer=chatty).documents == EXPECTED
+    chatty.chat_template = "{% for m in messages %}[{{ m.role }}]{% endfor %}"
+    with pytest.raises(ValueError, match=r"line 1, is a chat that .* does not take: it writes none of the messages"):
+        load_text(path, "train", tokenizer=chatty)
 
 
 def test_text_goes_before_chats(tmp_path: Path) -> None:

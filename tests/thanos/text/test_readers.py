@@ -76,6 +76,30 @@ def test_plain_text_and_parquet_compressed(tmp_path: Path) -> None:
     assert read(put(tmp_path / "text.parquet.gz", gzip.compress(parquet(tmp_path)))) == DOCUMENTS
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_text_that_says_how_it_is_encoded(tmp_path: Path, encoding: str) -> None:
+    for name, content in (
+        ("a.txt", "Ströme"),
+        ("a.json", '["Ströme"]'),
+        ("a.jsonl", '{"text": "Ströme"}'),
+        ("a.csv", 'text,id\r\n"Ströme",1\r\n'),
+        ("a.tsv", "text\tid\nStröme\t1\n"),
+    ):
+        assert read(put(tmp_path / name, content.encode(encoding))) == ["Ströme"]
+
+
+def test_what_is_no_text_is_said_to_be_none(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "empty")
+    for source, kind, says in (
+        (tmp_path / "empty", ValueError, "empty holds no text"),
+        ("", ValueError, "its name is not empty"),
+        (b"the fox", TypeError, "a text is a name, a path or a list of documents, not bytes"),
+        (bytearray(b"the fox"), TypeError, "not bytearray"),
+    ):
+        with pytest.raises(kind, match=says):
+            load_samples(source, tiny_tokenizer, 1, 2)
+
+
 def test_one_json_object_is_one_record(tmp_path: Path) -> None:
     assert read(put(tmp_path / "text.json", '{"text": "a", "tags": ["b"]}')) == ["a"]
 
@@ -144,6 +168,13 @@ def test_directories_of_files_and_their_splits(tmp_path: Path) -> None:
         ("a.jsonl.zst", "{}", "it is damaged or no .zst file"),
         ("a.jsonl.xz", "{}", "it is damaged or no .xz file"),
         ("a.txt.bz2", "a", "it is damaged or no .bz2 file"),
+        ("a.jsonl", '{"text": "a"}\n' + "[" * 100_000, "line 2, is not JSON: maximum recursion depth"),
+        ("a.json", "[" * 100_000, "is not JSON: maximum recursion depth"),
+        (
+            "a.txt",
+            b"caf\xe9 au lait",
+            "can't decode byte 0xe9 in position 3: invalid continuation byte; save it as UTF-8",
+        ),
         ("a.zst", "a", "not one of the kinds of text file that are read: .txt, .jsonl"),
     ],
 )
