@@ -172,8 +172,5 @@ def test_the_longest_sequence_depends_on_no_state_and_changes_none() -> None:
     assert max_length(config) == 32
     assert config.to_dict() == before
     assert torch.equal(torch.get_rng_state(), state)
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         assert max_length(config) == 32
-    finally:
-        torch.set_default_device(None)
