@@ -127,8 +127,8 @@ def run_line(line: str) -> None:
     """Run one command of a page."""
     match shlex.split(line, comments=True):
         case ["python", "-m", module, *arguments] if module in COMMANDS:
-            if any(word.startswith("experts:") for word in arguments) and not can_convert():
-                return  # Transformers 4 keeps experts apart, and they are pruned, not removed
+            if not can_convert() and any(re.fullmatch(r"experts:.*|--stream", word) for word in arguments):
+                return  # refused with Transformers 4, in a sentence
             if "--resume" in arguments:
                 interrupted([word for word in arguments if word != "--resume"])
             run_thanos(module, arguments)
