@@ -32,6 +32,9 @@ _PACKED = {  # ways of quantising that Transformers does not undo when it reads 
 }  # fmt: skip
 
 
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # files that tokenizers are read from
+
+
 def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a causal language model.
 
@@ -108,7 +111,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of ``model`` (as in :func:`load_config`)."""
     from transformers import AutoTokenizer
 
-    return _read(model, AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+    return _read(model, AutoTokenizer.from_pretrained, "tokenizer", trust_remote_code=trust_remote_code)
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -262,7 +265,7 @@ def _reserved(config: Any, length: int) -> int:
     return max((mark + 1 for mark in marks if mark is not None), default=0)
 
 
-def _read(model: str, reader: Any, **options: Any) -> Any:
+def _read(model: str, reader: Any, what: str = "model", **options: Any) -> Any:
     """Call a ``from_pretrained``, its many errors made one sentence."""
     path = Path(model)
     if is_gguf(model):
@@ -287,7 +290,10 @@ def _read(model: str, reader: Any, **options: Any) -> Any:
         if not options.get("trust_remote_code") and "trust_remote_code" in str(error):
             raise ValueError(_untrusted(model)) from error
         here = "" if path.exists() else f"there is no directory {model} here, and "
-        raise ValueError(f"cannot read the model {model}: {here}{first_line(error)}") from error
+        whose = model if what == "model" else f"of {model}"
+        if what == "tokenizer" and path.is_dir() and not any(map(list, map(path.glob, _TOKENIZERS))):
+            here = f"none of its files is there ({', '.join(_TOKENIZERS)}); copy those of the model it came from. "
+        raise ValueError(f"cannot read the {what} {whose}: {here}{first_line(error)}") from error
 
 
 def _untrusted(model: str) -> str:

@@ -200,3 +200,13 @@ def test_tied_embeddings_stay_as_they_are_stored(
     for name in before.keys() & {head, embeddings}:
         assert before[name].equal(after[name])
     assert isinstance(load_model(str(tmp_path / "out")), transformers.LlamaForCausalLM)
+
+
+def test_a_tokenizer_that_is_not_there_is_named(model_folder: Path, tmp_path: Path) -> None:
+    for path in model_folder.glob("tokenizer*"):
+        path.unlink()
+    assert f"cannot read the tokenizer of {model_folder}: none of its files" in said(
+        prune(model_folder, tmp_path / "out")
+    )
+    (model_folder / "tokenizer.json").write_text("{")
+    assert f"cannot read the tokenizer of {model_folder}: Expecting" in said(prune(model_folder, tmp_path / "out"))
