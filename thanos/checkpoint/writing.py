@@ -18,6 +18,8 @@ def check_target(target: Path, *, overwrite: bool, source: str | None = None) ->
         ValueError: it exists and ``overwrite`` is not set, it is not a model directory that could be replaced, it is
             the model ``source`` itself, inside it or around it, or its parent cannot be written.
     """
+    if "\0" in str(target):
+        raise ValueError(f"the output {str(target)!r} is no path, for it holds a null character; choose another")
     target = target.absolute()
     if source is not None and Path(source).exists():
         ours, theirs = target.resolve(), Path(source).resolve()

@@ -164,11 +164,18 @@ def check_samples(model: nn.Module, samples: Any) -> Tensor:
     """The token ids (N, S) on the CPU, refused where the model does not take them."""
     if not isinstance(samples, Tensor):
         try:
-            samples = torch.tensor(samples, dtype=None, device="cpu")  # the samples' own, checked below
+            if isinstance(samples, list | tuple) and samples and all(isinstance(one, Tensor) for one in samples):
+                samples = torch.stack(tuple(samples))
+            else:
+                samples = torch.tensor(samples, dtype=None, device="cpu")  # the samples' own, checked below
         except (TypeError, ValueError, RuntimeError):
+            kind = type(samples).__name__ + (" of others" if isinstance(samples, list | tuple) else "")
             raise TypeError(
-                f"samples must be an (N, S) tensor of token ids or lists of one length, not {type(samples).__name__}"
+                f"samples must be an (N, S) tensor of token ids, or lists of them of one length, not {kind}"
             ) from None
+    if samples.is_meta or samples.layout != torch.strided:
+        kind = "the meta device" if samples.is_meta else f"the layout {samples.layout}"
+        raise ValueError(f"samples are on {kind}, which holds no list of token ids; make them an ordinary tensor")
     if samples.dim() != 2 or samples.numel() == 0 or samples.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"samples must be a non-empty (N, S) matrix of token ids, not {samples.dtype} {tuple(samples.shape)}"

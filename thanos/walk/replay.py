@@ -102,7 +102,13 @@ class Capture:
         tokens = samples[:1, :_PROBE_TOKENS]
         layers = [layer for block in decoder.layers for layer in block if layer.experts is None]
         with _called(layers) as (called, self.together), running():
-            runs = watch_blocks(model, decoder.blocks, tokens)
+            try:
+                runs = watch_blocks(model, decoder.blocks, tokens)
+            except RuntimeError as error:
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise ValueError(
+                    f"{type(model).__name__} does not run on the samples, before anything is pruned ({reason})"
+                ) from error
         with running():
             self.bypassed = _bypassed(model, [layer for layer in layers if layer.name not in called], tokens)
         parts = decoder.blocks, decoder.layers, decoder.skipped

@@ -255,6 +255,24 @@ def test_samples_that_do_not_fit_are_refused(tiny_model: Callable[..., Any], tok
     refused(model, torch.full((2, 8), 96), "token 96")
     refused(model, torch.zeros(0, 8, dtype=torch.int64), "non-empty")
     refused(model, torch.zeros(2, 8), "token ids")
+    refused(model, torch.zeros(2, 8, dtype=torch.int64, device="meta"), "on the meta device")
+    refused(model, torch.ones(2, 8, dtype=torch.int64).to_sparse(), r"layout torch\.sparse_coo")
+    for ragged in ([[1, 2], [3]], [torch.ones(2), torch.ones(3)], ["a"]):
+        with pytest.raises(TypeError, match="lists of them of one length, not list of others"):
+            prune_model(model, ragged, "0.5")  # type: ignore[arg-type]
+
+
+def test_a_list_of_tensors_is_samples(tiny_model: Callable[..., Any], token_samples: Tensor) -> None:
+    first, second = tiny_model("llama"), tiny_model("llama")
+    prune_model(first, token_samples, "0.5")
+    prune_model(second, list(token_samples), "0.5")  # type: ignore[arg-type]
+    assert torch.equal(first.model.layers[2].mlp.up_proj.weight, second.model.layers[2].mlp.up_proj.weight)
+
+
+def test_a_model_that_does_not_run_is_said_not_to(tiny_model: Callable[..., Any], token_samples: Tensor) -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].half()
+    refused(model, token_samples, r"LlamaForCausalLM does not run on the samples, before anything is pruned \(Runtime")
 
 
 def test_unsupported_models_are_refused(token_samples: Tensor) -> None:
