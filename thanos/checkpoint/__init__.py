@@ -17,6 +17,7 @@ from thanos.checkpoint.reading import (
     load_tokenizer,
     max_length,
     quantisation,
+    to_one_dtype,
 )
 from thanos.checkpoint.skeleton import BlockFiles, load_skeleton
 from thanos.checkpoint.source import source_folder
@@ -55,6 +56,7 @@ __all__ = [
     "sync",
     "sync_tree",
     "targets",
+    "to_one_dtype",
     "updates_source",
     "weight_files",
 ]

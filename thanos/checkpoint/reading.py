@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from thanos.checkpoint.conversion import can_convert
 from thanos.checkpoint.update import FLOATS, tensor_places, weight_files
 from thanos_kernels.errors import first_line
 
@@ -164,12 +165,14 @@ def load_model(
         options["quantization_config"] = _dequantised()
     loaded, found = _read(model, (auto_class(config) or AutoModelForCausalLM).from_pretrained, **options)
     if not allow_missing:
+        if not can_convert():  # before version 5 embeddings that are tied are not said to be missing, and stay empty
+            found["missing_keys"] = {*found["missing_keys"], *(n for n, p in loaded.named_parameters() if p.is_meta)}
         _refuse_incomplete(model, loaded, found)
     dequantised = quantised and quantisation(loaded.config) is None
     if is_gguf(model) or dequantised:
         _forget_quantisation(loaded)
     if dequantised:
-        _to_one_dtype(loaded, dtype or getattr(config, "dtype", None))
+        to_one_dtype(loaded, dtype or getattr(config, "dtype", None))
     return loaded.eval() if device is None else loaded.eval().to(device)
 
 
@@ -285,15 +288,26 @@ def _read(model: str, reader: Any, what: str = "model", **options: Any) -> Any:
     try:
         return reader(str(path) if "gguf_file" in options or path.is_dir() else model, **options)
     except ImportError as error:
+        if what == "tokenizer" and path.is_dir():
+            _refuse_without_files(path)
         raise ValueError(f"{model} needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:  # the readers raise whatever their parsers raise
         if not options.get("trust_remote_code") and "trust_remote_code" in str(error):
             raise ValueError(_untrusted(model)) from error
         here = "" if path.exists() else f"there is no directory {model} here, and "
         whose = model if what == "model" else f"of {model}"
-        if what == "tokenizer" and path.is_dir() and not any(map(list, map(path.glob, _TOKENIZERS))):
-            here = f"none of its files is there ({', '.join(_TOKENIZERS)}); copy those of the model it came from. "
+        if what == "tokenizer" and path.is_dir():
+            _refuse_without_files(path)
         raise ValueError(f"cannot read the {what} {whose}: {here}{first_line(error)}") from error
+
+
+def _refuse_without_files(folder: Path) -> None:
+    """Raise ValueError where a model directory has no tokenizer at all."""
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+        raise ValueError(
+            f"cannot read the tokenizer of {folder}: none of its files is there ({', '.join(_TOKENIZERS)}); copy those "
+            "of the model that it came from"
+        )
 
 
 def _untrusted(model: str) -> str:
@@ -327,8 +341,12 @@ def _forget_quantisation(model: Any) -> None:
     model.is_quantized = False
 
 
-def _to_one_dtype(model: Any, dtype: torch.dtype | None) -> None:
-    """Convert what Transformers left in another dtype beside the weights that it dequantised, as it would otherwise."""
+def to_one_dtype(model: Any, dtype: torch.dtype | None) -> None:
+    """Convert what Transformers left in another dtype beside weights that were quantised, as it does otherwise.
+
+    Args:
+        dtype: of the model; None is that of its first parameter. What the model's class keeps in float32 stays.
+    """
     kept = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
     kept |= {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
     for name, parameter in model.named_parameters():

@@ -82,6 +82,16 @@ def _replace(target: Path, folder: Path) -> None:
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write model, generation configuration and tokenizer as ``from_pretrained`` reads them, in the model's dtype."""
-    model.save_pretrained(folder)
+    settings = getattr(model, "generation_config", None)
+    try:
+        model.save_pretrained(folder)
+    except ValueError:  # of settings of generation that contradict each other, which older versions do not write
+        if settings is None:
+            raise
+        try:
+            model.generation_config = type(settings)()
+            model.save_pretrained(folder)
+        finally:
+            model.generation_config = settings
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

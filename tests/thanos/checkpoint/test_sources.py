@@ -194,6 +194,9 @@ def test_tied_embeddings_stay_as_they_are_stored(
 
     rewrite(source, change)
     result = prune(source, tmp_path / "out")
+    if stored == "head alone" and not can_convert():  # such a model has no embeddings in Transformers 4
+        assert f"lacks the tensor {embeddings}" in said(result)
+        return
     assert result.exit_code == 0, result.stderr
     before, after = tensors(source), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
