@@ -9,6 +9,7 @@ is a directory, or ``random:tinyllama-1.1b``: those shapes with random weights, 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -85,8 +86,13 @@ def named_model(name: str, folder: Path) -> Path:
     return target
 
 
-def measure(kit: Tools, models: tuple[str, ...], kinds: tuple[str, ...], rounds: int, threads: int) -> list[Row]:
+def measure(
+    kit: Tools, models: tuple[str, ...], kinds: tuple[str, ...], rounds: int, threads: int, kept: Path | None = None
+) -> list[Row]:
     """A row for each file type and model; ratios are to the first model at the same type, run in turns with it.
+
+    Args:
+        kept: a folder for the GGUF files of these types; None keeps none.
 
     Raises:
         ValueError: llama.cpp does not take a model.
@@ -125,9 +131,16 @@ def measure(kit: Tools, models: tuple[str, ...], kinds: tuple[str, ...], rounds:
                 first = next((other for other in rows if other["type"] == kind), row)
                 row |= {f"{key}_ratio": row[key] / first[key] for key in ("decode", "read")}
                 rows.append(row)
+                if kept is not None:
+                    shutil.copyfile(files[number], kept / kept_name(folder, kind))
                 if kind != "f16":
                     files[number].unlink()
     return rows
+
+
+def kept_name(folder: Path, kind: str) -> str:
+    """What a model's GGUF file is called, such as ``small-Q4_K_M.gguf``."""
+    return f"{folder.absolute().name}-{kind}.gguf"
 
 
 def _in_float32(folder: Path, file: Path, kind: str) -> Any:
@@ -149,16 +162,29 @@ def _in_float32(folder: Path, file: Path, kind: str) -> Any:
 @click.option("--type", "kinds", multiple=True, type=click.Choice(list(FILE_TYPES)), help="File types.  [default: all]")
 @click.option("--rounds", default=3, type=click.IntRange(min=1), help="Timed runs of each file; the best counts.")
 @click.option("--threads", default=os.cpu_count() or 1, type=click.IntRange(min=1))
+@click.option(
+    "--keep", "kept", type=click.Path(path_type=Path), help="Leave the GGUF files in this folder: MODEL-TYPE.gguf."
+)
 @click.option("--results", type=click.Path(path_type=Path), help="Keep the numbers in llama.jsonl in this folder.")
 def main(
-    models: tuple[str, ...], tools: Path, kinds: tuple[str, ...], rounds: int, threads: int, results: Path | None
+    models: tuple[str, ...],
+    tools: Path,
+    kinds: tuple[str, ...],
+    rounds: int,
+    threads: int,
+    kept: Path | None,
+    results: Path | None,
 ) -> None:
     """Convert MODELS, the dense one first, and run them in llama.cpp at f16, Q8_0 and Q4_K_M."""
     silence_libraries()
     console, kit = Console(highlight=False), Tools(tools.absolute())
+    if kept is not None:
+        if len({Path(name).absolute().name for name in models}) < len(models):
+            sys.exit("--keep names files by their models' directories, and two of these have the same name")
+        kept.mkdir(parents=True, exist_ok=True)
     try:
         kit.prepare(lambda line: console.print(line, soft_wrap=True))
-        rows = measure(kit, models, kinds or tuple(FILE_TYPES), rounds, threads)
+        rows = measure(kit, models, kinds or tuple(FILE_TYPES), rounds, threads, kept)
     except ValueError as error:
         sys.exit(str(error))
     console.print(_table(rows))

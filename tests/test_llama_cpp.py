@@ -58,6 +58,15 @@ def test_a_model_that_is_none_is_named(name: str, tmp_path: Path) -> None:
         llama_cpp.named_model(name, tmp_path)
 
 
+def test_files_that_are_kept_have_names_of_their_own(tmp_path: Path) -> None:
+    assert llama_cpp.kept_name(tmp_path / "small", "Q4_K_M") == "small-Q4_K_M.gguf"
+    models = [str(tmp_path / folder / "model") for folder in ("one", "two")]
+    result = CliRunner().invoke(llama_cpp.main, [*models, "--keep", str(tmp_path / "kept")])
+    assert result.exit_code == 1
+    assert "two of these have the same name" in result.output
+    assert not (tmp_path / "kept").exists()
+
+
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "thanos" / "llama.cpp"

@@ -232,8 +232,13 @@ def main(context: click.Context, /, **options: Any) -> None:
     default_length = context.get_parameter_source("sequence_length") is ParameterSource.DEFAULT
     options["device"] = own_device(default_device(options["device"]))
     run, job = _Run(**own), _job(options, given)
-    if isinstance(job, SmallerModel) and (run.resume or run.stream == "yes"):
-        raise click.UsageError(f"--resume and --stream are no options of the pattern {job.pattern}")
+    if isinstance(job, SmallerModel) and run.resume:
+        raise click.UsageError(f"--resume is no option of the pattern {job.pattern}: its work starts over")
+    if isinstance(job, SmallerModel) and run.stream == "yes" and not job.blocks_alone:
+        raise click.UsageError(
+            f"--stream yes is no option of the pattern {job.pattern}, whose parts are cut in memory; depth by itself "
+            "is streamed"
+        )
     if isinstance(job, SmallerModel) and started_by_torchrun():
         raise click.UsageError(f"--pattern {job.pattern} is the work of one process; start it without torchrun")
     again = Again(recipe_of(context, job, run), context)

@@ -1,5 +1,6 @@
 """Model directories: how they are read, and how they are written whole or not at all."""
 
+from thanos.checkpoint.blocks import save_without_blocks
 from thanos.checkpoint.conversion import Target, can_convert, fill, targets
 from thanos.checkpoint.durable import room_for, sync, sync_tree
 from thanos.checkpoint.fingerprint import fingerprint
@@ -51,6 +52,7 @@ __all__ = [
     "save_model",
     "save_pruned",
     "save_smaller",
+    "save_without_blocks",
     "source_folder",
     "staged",
     "sync",

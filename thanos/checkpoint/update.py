@@ -91,7 +91,7 @@ def prepare(model: Any, tokenizer: Any, source: Path | None, changed: Iterable[s
     """
     if updates_source(model, source, changed):
         assert source is not None
-        _copy_others(source, folder)
+        copy_others(source, folder)
         for file in weight_files(source):
             (folder / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / file.relative_to(source))
@@ -100,7 +100,7 @@ def prepare(model: Any, tokenizer: Any, source: Path | None, changed: Iterable[s
         return True
     save_model(model, tokenizer if source is None else None, folder)
     if source is not None:
-        _copy_others(source, folder)
+        copy_others(source, folder)
         if is_quantised(source) or model.dtype != _declared_dtype(source, tensor_places(weight_files(source))):
             _declare_dtype(folder / "config.json", model.dtype)
     return False
@@ -110,7 +110,7 @@ def save_smaller(model: Any, tokenizer: Any, source: Path | None, folder: Path) 
     """Write a model of another shape: weights and configuration are new, the other files are the source's."""
     save_model(model, tokenizer if source is None else None, folder)
     if source is not None:
-        _copy_others(source, folder, keep=("config.json",))
+        copy_others(source, folder, keep=("config.json",))
 
 
 def updates_source(model: Any, source: Path | None, changed: Iterable[str]) -> bool:
@@ -224,8 +224,8 @@ def _overwrite(stream: BinaryIO, place: Place, tensor: Tensor) -> None:
     stream.write(content.numpy().data)
 
 
-def _copy_others(source: Path, folder: Path, keep: tuple[str, ...] = ()) -> None:
-    """Everything but weights, hidden files and those to ``keep`` as they are in ``folder``; into directories too."""
+def copy_others(source: Path, folder: Path, keep: tuple[str, ...] = ()) -> None:
+    """Copy all but weights, hidden files and those to ``keep`` as they are in ``folder``; into directories too."""
     for path in sorted(source.rglob("*")):
         inner = path.relative_to(source)
         if any(part.startswith(".") for part in inner.parts) or not path.is_file() or _WEIGHTS.search(path.name):

@@ -31,6 +31,11 @@ class SmallerModel:
     reconstruct: int = 0
     quality: str = "fast"
 
+    @property
+    def blocks_alone(self) -> bool:
+        """Whether blocks go for good, and nothing else does."""
+        return [(axis.name, axis.sets) for axis in self.pattern.axes] == [("depth", None)]
+
     def arguments(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "quality"}
 
@@ -55,13 +60,19 @@ class Given:
 
 
 def make_smaller(run: Any, job: SmallerModel, given: Given) -> None:
-    """Remove parts of the model's shape, in memory, and write what comes out whole."""
+    """Remove parts of the model's shape, in memory, and write what comes out; blocks alone also from files."""
     from thanos import checkpoint
     from thanos.commands.display import display
     from thanos.report.terminal import print_summary
     from thanos.scoring.perplexity import score_windows
     from thanos.shrink import ShrinkPlan
+    from thanos.walk.stream import choose_stream
 
+    if run.stream != "no" and job.blocks_alone:
+        streaming, why = choose_stream(run.stream, given.source)
+        if streaming:
+            _stream_blocks(run, job, given, why)
+            return
     given.say(f"reading the model {run.model}")
     how: Any = {"allow_missing": run.allow_missing, "trust_remote_code": run.trust_remote_code}
     model = checkpoint.load_model(run.model, checkpoint.DTYPES.get(run.dtype), config=given.config, **how)
@@ -90,6 +101,44 @@ def make_smaller(run: Any, job: SmallerModel, given: Given) -> None:
             checkpoint.save_pruned(model, given.tokenizer, given.source, (), folder)
             shrunk.sets.write(folder)
         report = _written(report, folder, run, given)
+    print_summary(report, given.console, run.output)
+    given.say(f"saved in {run.output}")
+
+
+def _stream_blocks(run: Any, job: SmallerModel, given: Given, why: str) -> None:
+    """Remove blocks of a model whose blocks are read from its files, one at a time."""
+    from thanos import checkpoint
+    from thanos.commands.display import display
+    from thanos.report.terminal import print_summary
+    from thanos.scoring.streamed import score_streamed
+    from thanos.shrink import StreamedDepth
+    from thanos.walk.stream import load_streamed
+
+    if given.source is None or not checkpoint.weight_files(given.source):
+        raise ValueError(f"{run.model} is no directory with safetensors files, which alone are streamed; --stream no")
+    given.say(f"streaming the model {run.model} ({why})")
+    how: Any = {"config": given.config, "allow_missing": run.allow_missing}
+    model, files = load_streamed(run.model, checkpoint.DTYPES.get(run.dtype), **how)
+    scores: dict[str, Any] = {}
+
+    def score(name: str, scored: tuple[Any, Any]) -> None:
+        if given.text is not None:
+            with display(given.console) as shown:
+                device = torch.device(job.device or "cpu")
+                value = score_streamed(*scored, given.text, device, progress=shown.window_scored)
+            given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
+            scores.update({name: value, "source": run.evaluate, **given.text.record()})
+
+    plan = StreamedDepth(model, files, given.source, given.samples.tokens, **job.arguments())
+    for line in plan.became:
+        given.say(line)
+    score("dense", (model, files))
+    with display(given.console) as shown:
+        report = plan.run(shown.layer_pruned)
+    with checkpoint.staged(run.output, overwrite=run.overwrite) as folder:
+        plan.save(folder)
+        score("pruned", load_streamed(str(folder)))
+        report = _written(_finished(report, run, model, given, scores), folder, run, given)
     print_summary(report, given.console, run.output)
     given.say(f"saved in {run.output}")
 

@@ -59,7 +59,7 @@ def compensate(
         device: where blocks are worked on.
 
     Returns:
-        What became of each mixture whose experts have a known layout.
+        What became of each mixture whose experts have a known layout and that is given (batch, length, width).
     """
     decoder, options = find_decoder(smaller), WalkOptions(Unstructured(0.0), passes=2, device=device)
     known = {name: own for name in names if (own := _fused(smaller, name)) is not None}
@@ -78,8 +78,10 @@ def compensate(
             with input_of(inside[holder]) as inputs:
                 for batch, states in enumerate(hidden):
                     plan.calls[batch][turn](block, states)
+            if any(one.dim() != 3 for one in inputs):
+                continue  # the samples are not told apart any more
             pair = _Pair(model.get_submodule(holder), inside[holder], experts)
-            found.append(_update(pair, torch.cat([one.flatten(0, -3) for one in inputs]), name))
+            found.append(_update(pair, torch.cat(inputs), name))
         hidden = [plan.calls[batch][turn](block, states) for batch, states in enumerate(hidden)]
         plan.store.store(turn)
     return found

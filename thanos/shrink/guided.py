@@ -97,10 +97,10 @@ def find_depth_sets(
     with torch.no_grad():
         means = _mean_embeddings(model, samples)
         found = KMeans(sets, n_init=10, random_state=seed).fit(means.cpu().numpy())
-        chain = Chain(model, decoder.blocks, samples[:1, :_PROBE])
         labels = torch.from_numpy(found.labels_)
         removed = [
-            depth_to_remove(chain, samples[labels == kind], count, protected, tell=tell).blocks for kind in range(sets)
+            depth_to_remove(model, decoder, samples[labels == kind], count, protected, tell=tell).blocks
+            for kind in range(sets)
         ]
     centres = torch.from_numpy(found.cluster_centers_).float()
     return DepthSets(centres, removed, labels.bincount(minlength=sets).tolist())

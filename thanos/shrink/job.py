@@ -148,11 +148,17 @@ class Job:
         extra: dict[str, Any] = {}
         if self.depth:
             with self._timed("depth"):
-                chain = self._chain()
-                removed = depth_to_remove(chain, self.samples, self.depth, tell=self._scored(progress))
+                removed = depth_to_remove(
+                    self.model,
+                    self.decoder,
+                    self.samples,
+                    self.depth,
+                    device=work_device(self.decoder, self._options),
+                    tell=self._scored(progress),
+                )
             extra["removed_blocks"] = removed.blocks
             extra["divergences"] = removed.divergences
-            self._drop_blocks(chain, removed.blocks)
+            self._drop_blocks(removed.blocks)
         if self.width or self.heads:
             reports = self._walk(progress)
         after = linear_weights(find_decoder(self.model))
@@ -178,22 +184,20 @@ class Job:
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return self.clock(part)
 
-    def _chain(self) -> Chain:
-        return Chain(self.model, self.decoder.blocks, self.samples[:1, :PROBE])
-
     def _scored(self, progress: Callable[[Progress], None] | None) -> Callable[[int, int], None]:
         def tell(done: int, total: int) -> None:
             self._tell(progress, 0, f"{self.prefix}: blocks to remove", done, total, None)
 
         return tell
 
-    def _drop_blocks(self, chain: Chain, removed: Sequence[int]) -> None:
+    def _drop_blocks(self, removed: Sequence[int]) -> None:
         staying = tuple(index for index in range(len(self.decoder.blocks)) if index not in removed)
         tensors = cut_tensors(self.model.state_dict(), self.prefix, staying, {})
         config = smaller_config(
             self.model, Shape(blocks=staying), {name: tensor.shape for name, tensor in tensors.items()}
         )
-        wanted = chain.logits(self.samples[:1, :PROBE], removed)
+        probe = self.samples[:1, :PROBE]
+        wanted = Chain(self.model, self.decoder.blocks, probe).logits(probe, removed)
         self.model = rebuilt(self.model, config, tensors)
         check_same(wanted, self.model, self.samples)
         self.decoder = find_decoder(self.model)

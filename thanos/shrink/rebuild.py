@@ -67,8 +67,12 @@ def check_same(wanted: Tensor, smaller: nn.Module, samples: Tensor) -> None:
         RuntimeError: they differ by more than rounding.
     """
     with torch.no_grad():
-        found = run_model(smaller, samples[:1, :PROBE]).logits.float()
-    wanted = wanted.to(found.device).float()
+        compare(wanted, run_model(smaller, samples[:1, :PROBE]).logits, smaller)
+
+
+def compare(wanted: Tensor, found: Tensor, smaller: Any) -> None:
+    """Raise RuntimeError where logits ``found`` of a smaller model differ by more than rounding from the ``wanted``."""
+    wanted, found = wanted.to(found.device).float(), found.float()
     tolerance = 1e-3 if smaller.dtype in (torch.float32, torch.float64) else 0.1
     if not bool((wanted - found).norm() <= tolerance * wanted.norm()):
         raise RuntimeError(

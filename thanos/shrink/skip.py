@@ -1,8 +1,8 @@
-"""Run a model without some of its decoder blocks, or from one of them on."""
+"""Run a model without some of its decoder blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -47,30 +47,6 @@ class Chain:
             for index in removed:
                 stack.enter_context(self._replaced(index, lambda hidden: hidden))
             yield
-
-    @contextmanager
-    def from_block(self, index: int, hidden: Tensor, removed: Sequence[int]) -> Iterator[None]:
-        """Within the body, the model goes on behind block ``index`` with ``hidden``, without the ``removed`` blocks."""
-        others = [*range(index), *(other for other in removed if other > index)]
-        with self.passed_over(others), self._replaced(index, lambda _: hidden):
-            yield
-
-    def inputs(self, tokens: Tensor, removed: Sequence[int] = ()) -> Mapping[int, Tensor]:
-        """What each block that is not removed is given: by its number, (batch, S, width)."""
-        kept: dict[int, Tensor] = {}
-
-        def keeper(index: int) -> Callable[..., None]:
-            def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                kept[index] = hidden_argument(args, kwargs)
-
-            return keep
-
-        with ExitStack() as stack, self.passed_over(removed):
-            for index, block in enumerate(self.blocks):
-                if index not in removed:
-                    stack.callback(block.register_forward_pre_hook(keeper(index), with_kwargs=True).remove)
-            run_model(self.model, tokens)
-        return kept
 
     def returns_more(self, index: int) -> int:
         """How many values a block returns in a tuple beside the hidden states; -1 where it returns these alone."""

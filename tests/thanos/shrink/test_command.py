@@ -100,7 +100,7 @@ def test_depth_that_follows_the_input_keeps_the_whole_model(model_folder: Path, 
         (["--pattern", "experts:0.5", "--importance", "fisher"], "REAP's score"),
         (["--pattern", "depth:1", "--reconstruct", "2"], "leaves every layer's width as it is"),
         (["--pattern", "depth:1", "--quality", "best"], "leaves every layer's width as it is"),
-        (["--pattern", "channels:0.25", "--resume"], "--resume and --stream are no options"),
+        (["--pattern", "channels:0.25", "--resume"], "--resume is no option of the pattern channels:0.25"),
     ],
 )
 def test_bad_requests_are_refused(
