@@ -216,6 +216,10 @@ def run_model(model: nn.Module, tokens: Tensor, *, last: int = 0) -> Any:
 def _without_head(model: nn.Module) -> nn.Module:
     body = getattr(model, "base_model", model)
     assert isinstance(body, nn.Module)
+    try:
+        body.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:  # of what wraps the decoder of Bart and its kin, which cannot run by itself
+        return model
     return body
 
 

@@ -68,6 +68,21 @@ def test_any_family_is_pruned_exactly_and_replayed_faithfully(
         assert (name in parameters) != torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("family", ["Bart", "MBart", "Pegasus", "Marian", "Blenderbot", "PLBart", "TrOCR"])
+def test_decoders_of_encoder_decoders_are_pruned_alone(family: str, token_samples: Tensor) -> None:
+    sizes = {"decoder_layers": 2, "decoder_ffn_dim": 48, "decoder_attention_heads": 4, "max_position_embeddings": 64}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=96, d_model=32, is_decoder=True, is_encoder_decoder=False, **sizes, **tokens
+    )
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    report = prune_model(model, token_samples, "0.5")
+    weight = model.model.decoder.layers[1].fc1.weight
+    assert int((weight == 0).sum()) == weight.numel() // 2
+    assert {layer.name.rpartition(".")[2] for layer in report.layers} >= {"q_proj", "out_proj", "fc1", "fc2"}
+    assert all("encoder_attn" in name for name in report.dense)
+
+
 def test_layers_with_the_same_input_share_a_hessian(tiny_model: Callable[..., Any], token_samples: Tensor) -> None:
     for passes in (1, 2):
         report = prune_model(tiny_model("llama"), token_samples, "0.5", passes=passes)
