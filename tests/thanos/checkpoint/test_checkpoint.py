@@ -116,7 +116,7 @@ def test_models_that_are_no_decoders_are_refused(tmp_path: Path) -> None:
 def test_missing_weights_and_tokenizer_are_refused(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model("llama").config.save_pretrained(tmp_path)
     for read in (load_model, load_tokenizer):
-        with pytest.raises(ValueError, match=r"cannot read the model|needs a package that is not installed"):
+        with pytest.raises(ValueError, match=r"cannot read the (model|tokenizer of)|package that is not installed"):
             read(str(tmp_path))
 
 
