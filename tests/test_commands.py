@@ -90,7 +90,7 @@ def run_thanos(module: str, arguments: list[str]) -> None:
     command = importlib.import_module(COMMANDS[module]).main
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end:
-        command.main([*arguments, *LESS.get(module, [])])
+        command.main([*arguments, *(LESS.get(module, []) if "--steps" not in arguments else LESS[module][2:])])
     assert not end.value.code, said.getvalue()
 
 

@@ -28,6 +28,7 @@ from thanos.commands.cli import (
     source,
     start,
     text_options,
+    usage_error,
 )
 from thanos.commands.first import refuse_by_files, too_long
 from thanos.commands.hub import check_hub, hub_option, push
@@ -284,9 +285,7 @@ def _walk_options(options: dict[str, Any]) -> WalkOptions:
     try:
         return WalkOptions(**options)
     except (ValueError, TypeError) as error:
-        words = {name.replace("_", " "): "--" + name.replace("_", "-") for name in options}
-        said = next((name for name in words if str(error).startswith(name)), "")
-        raise click.UsageError(words.get(said, "") + str(error).removeprefix(said)) from error
+        raise usage_error(error, {name: name for name in options}) from error
 
 
 def _told(job: WalkOptions | SmallerModel) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -100,6 +101,18 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from None
     return device
+
+
+def usage_error(error: Exception, options: Mapping[str, str]) -> click.UsageError:
+    """An error of a command's use; the option whose name it begins with is called as on the command line.
+
+    Args:
+        options: from the names that errors begin with (spaces there are underscores here) to those of the options.
+    """
+    said = str(error)
+    named = {name.replace("_", " "): "--" + option.replace("_", "-") for name, option in options.items()}
+    first = max((name for name in named if re.match(rf"{re.escape(name)}\b", said)), key=len, default="")
+    return click.UsageError(named.get(first, "") + said.removeprefix(first))
 
 
 def default_device(chosen: torch.device | None) -> torch.device:

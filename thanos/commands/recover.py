@@ -27,6 +27,7 @@ from thanos.commands.cli import (
     sentence,
     source,
     text_options,
+    usage_error,
 )
 from thanos.commands.hub import check_hub, hub_option, push
 from thanos.commands.processes import started_by_torchrun
@@ -166,7 +167,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     try:
         job = RecoverOptions(**{name: options[told] for name, told in names.items()})
     except ValueError as error:
-        raise click.UsageError(f"--{str(error).replace('learning rate', 'learning-rate', 1)}") from error
+        raise usage_error(error, names) from error
     if started_by_torchrun():
         raise click.UsageError("thanos.recover is the work of one process; start it without torchrun")
     said = {**recipe_of(context, run), **{told: getattr(job, name) for name, told in names.items()}}

@@ -64,7 +64,7 @@ class RecoverOptions:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if (self.minutes is None) == (self.steps is None):
-            raise ValueError("how long to train is said by either minutes or steps")
+            raise ValueError("it must be said how long to train, in minutes or in steps, and not in both")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ValueError(f"minutes must be above 0, not {self.minutes:g}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
