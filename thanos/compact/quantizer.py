@@ -70,6 +70,10 @@ class CompactQuantizer(HfQuantizer):
         """In Transformers 4.57, the same."""
         return self._examine(config)
 
+    def update_unexpected_keys(self, model: Any, unexpected_keys: list[str], *_: Any) -> list[str]:
+        """In Transformers 4.56, which of the checkpoint's tensors have no place: none, they were compared."""
+        return []
+
     def update_device_map(self, device_map: Any) -> Any:
         """Refuse devices on which sparse layers do not run."""
         places = device_map.values() if isinstance(device_map, dict) else [device_map]
