@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks.smollm2 import NAME, fast_dtype, load_smollm2
-from thanos import load, pack, prune_model
+from thanos import pack, prune_model
 from thanos.checkpoint import DTYPES, save_model
 from thanos.options import METHODS, Options
 from thanos.scoring.perplexity import load_tokens, perplexity
@@ -74,15 +74,17 @@ def main() -> None:
 
 
 def compressed(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    """A sentence on the model's compact form, which it completes itself."""
+    """Sentences on the model's compact forms; Transformers loads the smaller one, which completes the prompt."""
     with tempfile.TemporaryDirectory() as folder:
-        pruned, compact = Path(folder, "pruned"), Path(folder, "compact")
+        pruned = Path(folder, "pruned")
         save_model(model, tokenizer, pruned)
-        packed = pack(pruned, compact)
-        before, after = packed.dense_bytes / 1e6, packed.compact_bytes / 1e6
+        plain = pack(pruned, Path(folder, "compact"))
+        rounded = pack(pruned, Path(folder, "int8"), values="int8")
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(Path(folder, "int8"), dtype="auto")
         return (
-            f"Packed, the linear layers of the last one take {after:.0f} MB instead of {before:.0f}; run so, it "
-            f'completes: "{complete(load(compact), tokenizer)}"'
+            f"Packed, the linear layers of the last one take {plain.compact_bytes / 1e6:.0f} MB instead of "
+            f"{plain.dense_bytes / 1e6:.0f}, and {rounded.compact_bytes / 1e6:.0f} MB with int8 values. Of these "
+            f'Transformers makes a model that completes: "{complete(loaded, tokenizer)}"'
         )
 
 

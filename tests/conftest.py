@@ -99,7 +99,11 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     trainer = trainers.BpeTrainer(vocab_size=96, special_tokens=["<unk>", "<s>", "</s>"])
     tokenizer.train_from_iterator([words], trainer)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -111,21 +115,25 @@ def bos_tokenizer(tiny_tokenizer: Any) -> Any:
     tokenizer = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
 @pytest.fixture(params=["meta", "float64"])
 def other_default(request: pytest.FixtureRequest) -> Iterator[None]:
     """The body runs with another default device, or another default dtype."""
-    dtype = torch.get_default_dtype()
     if request.param == "meta":
-        torch.set_default_device("meta")
+        with torch.device("meta"):
+            yield
     else:
+        dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_device(None)
-    torch.set_default_dtype(dtype)
+        yield
+        torch.set_default_dtype(dtype)
 
 
 @pytest.fixture

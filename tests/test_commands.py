@@ -26,6 +26,7 @@ import thanos
 from tests.mixtures import tiny_mixture
 from tests.test_versions import PROJECT
 from tests.zero_shot_files import WORDS, write_task
+from thanos.checkpoint import can_convert
 from thanos.walk.resume import Keeper
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +127,8 @@ def run_line(line: str) -> None:
     """Run one command of a page."""
     match shlex.split(line, comments=True):
         case ["python", "-m", module, *arguments] if module in COMMANDS:
+            if not can_convert() and any(re.fullmatch(r"experts:.*|--stream", word) for word in arguments):
+                return  # refused with Transformers 4, in a sentence
             if "--resume" in arguments:
                 interrupted([word for word in arguments if word != "--resume"])
             run_thanos(module, arguments)

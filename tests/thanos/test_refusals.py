@@ -141,3 +141,8 @@ def test_tokens_beyond_the_vocabulary_are_refused(model_folder: Path, monkeypatc
 
 def test_rows_that_would_all_be_outliers_are_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(model_folder, "each of the layer's 16 rows an outlier", monkeypatch, "--outlier-fraction", "0.96")
+
+
+def test_a_backend_that_cannot_run_here_is_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    refused(model_folder, "backend='triton' runs on CUDA and ROCm tensors", monkeypatch, "--backend", "triton")

@@ -195,12 +195,9 @@ def test_cuda_launches_on_the_device_of_the_weight(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(not native.available(), reason="the extension is not built")
 def test_packing_asks_for_no_default() -> None:
     weight = weight_24(32, 64, torch.bfloat16)
-    try:
-        torch.set_default_device("meta")
+    with torch.device("meta"):
         for backend in BACKENDS:
             assert same_bits(unpack_24(pack_24(weight, backend=backend), backend=backend), weight)
-    finally:
-        torch.set_default_device(None)
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

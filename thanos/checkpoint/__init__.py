@@ -18,6 +18,7 @@ from thanos.checkpoint.reading import (
     load_tokenizer,
     max_length,
     quantisation,
+    to_one_dtype,
 )
 from thanos.checkpoint.skeleton import BlockFiles, load_skeleton
 from thanos.checkpoint.source import source_folder
@@ -57,6 +58,7 @@ __all__ = [
     "sync",
     "sync_tree",
     "targets",
+    "to_one_dtype",
     "updates_source",
     "weight_files",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from thanos.checkpoint.conversion import can_convert
 from thanos.checkpoint.update import FLOATS, tensor_places, weight_files
 from thanos_kernels.errors import first_line
 
@@ -30,6 +31,9 @@ _PACKED = {  # ways of quantising that Transformers does not undo when it reads 
     "aqlm", "auto-round", "awq", "bitnet", "bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "eetq",
     "fbgemm_fp8", "fp_quant", "gptq", "higgs", "hqq", "quanto", "spqr", "torchao", "vptq",
 }  # fmt: skip
+
+
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # files that tokenizers are read from
 
 
 def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
@@ -108,7 +112,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of ``model`` (as in :func:`load_config`)."""
     from transformers import AutoTokenizer
 
-    return _read(model, AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+    return _read(model, AutoTokenizer.from_pretrained, "tokenizer", trust_remote_code=trust_remote_code)
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -161,12 +165,14 @@ def load_model(
         options["quantization_config"] = _dequantised()
     loaded, found = _read(model, (auto_class(config) or AutoModelForCausalLM).from_pretrained, **options)
     if not allow_missing:
+        if not can_convert():  # before version 5 embeddings that are tied are not said to be missing, and stay empty
+            found["missing_keys"] = {*found["missing_keys"], *(n for n, p in loaded.named_parameters() if p.is_meta)}
         _refuse_incomplete(model, loaded, found)
     dequantised = quantised and quantisation(loaded.config) is None
     if is_gguf(model) or dequantised:
         _forget_quantisation(loaded)
     if dequantised:
-        _to_one_dtype(loaded, dtype or getattr(config, "dtype", None))
+        to_one_dtype(loaded, dtype or getattr(config, "dtype", None))
     return loaded.eval() if device is None else loaded.eval().to(device)
 
 
@@ -262,7 +268,7 @@ def _reserved(config: Any, length: int) -> int:
     return max((mark + 1 for mark in marks if mark is not None), default=0)
 
 
-def _read(model: str, reader: Any, **options: Any) -> Any:
+def _read(model: str, reader: Any, what: str = "model", **options: Any) -> Any:
     """Call a ``from_pretrained``, its many errors made one sentence."""
     path = Path(model)
     if is_gguf(model):
@@ -282,12 +288,26 @@ def _read(model: str, reader: Any, **options: Any) -> Any:
     try:
         return reader(str(path) if "gguf_file" in options or path.is_dir() else model, **options)
     except ImportError as error:
+        if what == "tokenizer" and path.is_dir():
+            _refuse_without_files(path)
         raise ValueError(f"{model} needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:  # the readers raise whatever their parsers raise
         if not options.get("trust_remote_code") and "trust_remote_code" in str(error):
             raise ValueError(_untrusted(model)) from error
         here = "" if path.exists() else f"there is no directory {model} here, and "
-        raise ValueError(f"cannot read the model {model}: {here}{first_line(error)}") from error
+        whose = model if what == "model" else f"of {model}"
+        if what == "tokenizer" and path.is_dir():
+            _refuse_without_files(path)
+        raise ValueError(f"cannot read the {what} {whose}: {here}{first_line(error)}") from error
+
+
+def _refuse_without_files(folder: Path) -> None:
+    """Raise ValueError where a model directory has no tokenizer at all."""
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+        raise ValueError(
+            f"cannot read the tokenizer of {folder}: none of its files is there ({', '.join(_TOKENIZERS)}); copy those "
+            "of the model that it came from"
+        )
 
 
 def _untrusted(model: str) -> str:
@@ -321,8 +341,12 @@ def _forget_quantisation(model: Any) -> None:
     model.is_quantized = False
 
 
-def _to_one_dtype(model: Any, dtype: torch.dtype | None) -> None:
-    """Convert what Transformers left in another dtype beside the weights that it dequantised, as it would otherwise."""
+def to_one_dtype(model: Any, dtype: torch.dtype | None) -> None:
+    """Convert what Transformers left in another dtype beside weights that were quantised, as it does otherwise.
+
+    Args:
+        dtype: of the model; None is that of its first parameter. What the model's class keeps in float32 stays.
+    """
     kept = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
     kept |= {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
     for name, parameter in model.named_parameters():

@@ -18,6 +18,8 @@ def check_target(target: Path, *, overwrite: bool, source: str | None = None) ->
         ValueError: it exists and ``overwrite`` is not set, it is not a model directory that could be replaced, it is
             the model ``source`` itself, inside it or around it, or its parent cannot be written.
     """
+    if "\0" in str(target):
+        raise ValueError(f"the output {str(target)!r} is no path, for it holds a null character; choose another")
     target = target.absolute()
     if source is not None and Path(source).exists():
         ours, theirs = target.resolve(), Path(source).resolve()
@@ -80,6 +82,16 @@ def _replace(target: Path, folder: Path) -> None:
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write model, generation configuration and tokenizer as ``from_pretrained`` reads them, in the model's dtype."""
-    model.save_pretrained(folder)
+    settings = getattr(model, "generation_config", None)
+    try:
+        model.save_pretrained(folder)
+    except ValueError:  # of settings of generation that contradict each other, which older versions do not write
+        if settings is None:
+            raise
+        try:
+            model.generation_config = type(settings)()
+            model.save_pretrained(folder)
+        finally:
+            model.generation_config = settings
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -104,8 +104,8 @@ def save_again(
         dtypes: of the model's tensors as they were loaded.
 
     Raises:
-        ValueError: the model is of another dtype than when it was packed, the directory is the one that it came from,
-            or an option is given that means something else for ordinary models.
+        ValueError: the model is of another dtype or shape than when it was packed, the directory is the one that it
+            came from, or an option is given that means something else for ordinary models.
         FormatError: (a ValueError) ``source`` is gone or damaged.
     """
     if unknown := sorted(others.keys() - {"safe_serialization", "max_shard_size"}):
@@ -120,6 +120,14 @@ def save_again(
                 f"{name} was packed as {dtypes[own]} and is {state[own].dtype} now: a compact model is saved in the "
                 "dtype that it was packed in"
             )
+    for part in manifest.sources:
+        for name, entry in read_header(source / part.file)[1].items():
+            now = state.get(names.get(name, ""))
+            if now is not None and tuple(now.shape) != tuple(entry.shape):
+                raise ValueError(
+                    f"{name} was packed with the shape {tuple(entry.shape)} and has {tuple(now.shape)} now: a compact "
+                    "model is saved in the shape that it was packed in"
+                )
     target.mkdir(parents=True, exist_ok=True)
     for part in manifest.sources:
         with opened(source / part.file) as reader:

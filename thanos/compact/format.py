@@ -168,7 +168,7 @@ def opened(path: Path) -> Iterator[Any]:
         file = safe_open(path, framework="pt")
     except Exception as error:  # the library's own kinds of errors
         raise FormatError(f"cannot read {path}: {error}") from error
-    with file as reader:
+    with file as reader, torch.device("cpu"):  # older versions of the library read to the default device
         yield reader
 
 

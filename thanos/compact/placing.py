@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thanos.checkpoint.update import FLOATS
 from thanos.compact.base import convert_whole
 from thanos.compact.experts import SparseExperts
 from thanos.compact.files import save_again
@@ -75,8 +77,12 @@ def shapes_of(manifest: Manifest) -> dict[str, tuple[int, ...]]:
 
 
 def dtype_of(manifest: Manifest) -> torch.dtype:
-    """The dtype of most packed layers; PyTorch's default if there are none."""
+    """The dtype of most packed layers, or if there are none of most other numbers; PyTorch's default without any."""
     dtypes = Counter(DTYPES[layer.dtype][1] for layer in manifest.layers.values())
+    for source in () if dtypes else manifest.sources:
+        for entry in parse_header(source.header, source.name).values():
+            if entry.dtype in FLOATS:
+                dtypes[FLOATS[entry.dtype]] += math.prod(entry.shape)
     return dtypes.most_common(1)[0][0] if dtypes else torch.get_default_dtype()
 
 
@@ -126,6 +132,8 @@ def read_sparse(model: nn.Module, placed: Placed) -> None:
         model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise FormatError(f"{placed.folder} is damaged: {' '.join(str(error).split())}") from error
+    for name in placed.modules:  # where the checkpoint has tensors of several dtypes, its model has one
+        model.get_submodule(name).to(dtype=placed.dtype)
 
 
 def finish(model: Any, placed: Placed) -> None:

@@ -16,6 +16,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from thanos.checkpoint import to_one_dtype
 from thanos.compact.base import SparseLinear
 from thanos.compact.files import METHOD
 from thanos.compact.format import FORMAT, MANIFEST, FormatError, Manifest, read_manifest
@@ -118,6 +119,7 @@ class CompactQuantizer(HfQuantizer):
         read_sparse(model, placed)
         for name in placed.modules:
             model.get_submodule(name).to(device=_device(model, name), dtype=model.dtype)
+        to_one_dtype(model, placed.dtype)
         finish(model, placed)
         return model
 

@@ -28,6 +28,7 @@ from thanos.walk.search import Judge
 from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State, Walk
 from thanos.walk.zeros import count_zeros
+from thanos_kernels.dispatch import check as check_backend
 from thanos_kernels.errors import first_line
 
 _UNUSED = "no calibration token reached it"
@@ -71,7 +72,7 @@ def prune_model(
         raise TypeError(f"the model must be a causal language model of Transformers, not {type(model).__name__}")
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be a function to call, not {type(progress).__name__}")
-    _check_device(chosen.device)
+    _check_device(chosen.device, chosen.backend)
     decoder = find_decoder(model)
     layers = choose_layers(decoder, chosen)
     samples = check_samples(model, samples)
@@ -118,8 +119,8 @@ def pruned_parameters(model: nn.Module, report: ModelReport) -> set[str]:
     return names.union(*(block.parameters for block in report.blocks))
 
 
-def _check_device(device: str | torch.device | None) -> None:
-    """Raise ValueError where nothing can be worked on a device."""
+def _check_device(device: str | torch.device | None, backend: str) -> None:
+    """Raise ValueError where nothing can be worked on a device, or not by the backend that was asked for."""
     device = torch.device(device or "cpu")
     if device.type == "meta":
         raise ValueError("the meta device holds no weights; choose another device")
@@ -127,6 +128,11 @@ def _check_device(device: str | torch.device | None) -> None:
         torch.empty(0, dtype=torch.uint8, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {device} cannot be used here: {first_line(error)}") from None
+    one = torch.zeros(1, 1, dtype=torch.float32, device=device)
+    try:
+        check_backend("accumulate_hessian", backend, one, one)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(first_line(error)) from None
 
 
 def check_model(model: nn.Module, options: WalkOptions) -> None:
@@ -138,6 +144,7 @@ def check_model(model: nn.Module, options: WalkOptions) -> None:
     Raises:
         ValueError: as :func:`prune_model`, as far as it depends on no weight and no sample.
     """
+    _check_device(options.device, options.backend)
     decoder = find_decoder(model)
     _check_shapes(choose_layers(decoder, options), options)
     tokens = torch.zeros(1, 4, dtype=torch.int64, device="cpu")
@@ -164,11 +171,18 @@ def check_samples(model: nn.Module, samples: Any) -> Tensor:
     """The token ids (N, S) on the CPU, refused where the model does not take them."""
     if not isinstance(samples, Tensor):
         try:
-            samples = torch.tensor(samples, dtype=None, device="cpu")  # the samples' own, checked below
+            if isinstance(samples, list | tuple) and samples and all(isinstance(one, Tensor) for one in samples):
+                samples = torch.stack(tuple(samples))
+            else:
+                samples = torch.tensor(samples, dtype=None, device="cpu")  # the samples' own, checked below
         except (TypeError, ValueError, RuntimeError):
+            kind = type(samples).__name__ + (" of others" if isinstance(samples, list | tuple) else "")
             raise TypeError(
-                f"samples must be an (N, S) tensor of token ids or lists of one length, not {type(samples).__name__}"
+                f"samples must be an (N, S) tensor of token ids, or lists of them of one length, not {kind}"
             ) from None
+    if samples.is_meta or samples.layout != torch.strided:
+        kind = "the meta device" if samples.is_meta else f"the layout {samples.layout}"
+        raise ValueError(f"samples are on {kind}, which holds no list of token ids; make them an ordinary tensor")
     if samples.dim() != 2 or samples.numel() == 0 or samples.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"samples must be a non-empty (N, S) matrix of token ids, not {samples.dtype} {tuple(samples.shape)}"

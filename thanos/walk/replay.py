@@ -102,7 +102,13 @@ class Capture:
         tokens = samples[:1, :_PROBE_TOKENS]
         layers = [layer for block in decoder.layers for layer in block if layer.experts is None]
         with _called(layers) as (called, self.together), running():
-            runs = watch_blocks(model, decoder.blocks, tokens)
+            try:
+                runs = watch_blocks(model, decoder.blocks, tokens)
+            except RuntimeError as error:
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise ValueError(
+                    f"{type(model).__name__} does not run on the samples, before anything is pruned ({reason})"
+                ) from error
         with running():
             self.bypassed = _bypassed(model, [layer for layer in layers if layer.name not in called], tokens)
         parts = decoder.blocks, decoder.layers, decoder.skipped
@@ -210,6 +216,10 @@ def run_model(model: nn.Module, tokens: Tensor, *, last: int = 0) -> Any:
 def _without_head(model: nn.Module) -> nn.Module:
     body = getattr(model, "base_model", model)
     assert isinstance(body, nn.Module)
+    try:
+        body.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:  # of what wraps the decoder of Bart and its kin, which cannot run by itself
+        return model
     return body
 
 

@@ -79,11 +79,14 @@ def why_dense(name: str, module: nn.Module) -> str | None:
         return f"its weight is computed{_source(module)}; make it a plain parameter first"
     if not weight.is_floating_point() or weight.dim() != 2:
         return f"its weight is no matrix of floating numbers, but {weight.dtype} {tuple(weight.shape)}"
+    if any(step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True)):
+        return "its weight is an expanded tensor, several numbers of which are one in memory"
     if weight.numel() == 0:
         return "its weight is empty here, as where other processes hold it"
     if parts := [part for part in name.split(".") if part.lower() in _ADAPTERS]:
         return f"it belongs to an adapter, {parts[0]}"
-    if more := [own for own, _ in module.named_parameters() if own not in ("weight", "bias")]:
+    others = (own for own, _ in module.named_parameters() if own not in ("weight", "bias", "bias_orig"))
+    if more := [own for own in others if not own.startswith("parametrizations.bias.")]:
         return f"its class {type(module).__name__} adds {', '.join(more[:3])} to the weight"
     if not _is_product(module, weight):
         return f"its class {type(module).__name__} does not compute the product of its weight and its input"

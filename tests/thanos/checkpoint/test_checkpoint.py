@@ -116,7 +116,7 @@ def test_models_that_are_no_decoders_are_refused(tmp_path: Path) -> None:
 def test_missing_weights_and_tokenizer_are_refused(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model("llama").config.save_pretrained(tmp_path)
     for read in (load_model, load_tokenizer):
-        with pytest.raises(ValueError, match=r"cannot read the model|needs a package that is not installed"):
+        with pytest.raises(ValueError, match=r"cannot read the (model|tokenizer of)|package that is not installed"):
             read(str(tmp_path))
 
 
@@ -172,8 +172,5 @@ def test_the_longest_sequence_depends_on_no_state_and_changes_none() -> None:
     assert max_length(config) == 32
     assert config.to_dict() == before
     assert torch.equal(torch.get_rng_state(), state)
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         assert max_length(config) == 32
-    finally:
-        torch.set_default_device(None)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
-from tests.thanos.compact.test_checkpoint import logits, pruned_llama
+from tests.thanos.compact.test_checkpoint import llama, logits, pruned_llama
 from thanos import compact
 
 
@@ -65,3 +67,43 @@ def test_a_converted_model_is_right_and_so_are_copies(dtype: torch.dtype, folder
     with pytest.raises(TypeError, match="restore the dense model"):
         copied.to(torch.float8_e4m3fn)
     assert {one.dtype for one in copied.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_checkpoint_of_several_dtypes_is_a_model_of_one(plain: bool, tmp_path: Path) -> None:
+    """Norms kept in float32, and one layer that is, among bfloat16."""
+    pruned_llama(torch.bfloat16).save_pretrained(tmp_path / "pruned")
+    file = tmp_path / "pruned" / "model.safetensors"
+    held = load_file(file)
+    wide = {name for name in held if "norm" in name or name.endswith("0.mlp.gate_proj.weight")}
+    save_file({name: one.float() if name in wide else one for name, one in held.items()}, file, {"format": "pt"})
+    compact.pack(tmp_path / "pruned", tmp_path / "compact")
+    read = partial(transformers.AutoModelForCausalLM.from_pretrained, dtype="auto")
+    model: Any = read(tmp_path / "compact") if plain else compact.load(tmp_path / "compact")
+    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
+    want = logits(read(tmp_path / "pruned"))
+    torch.testing.assert_close(logits(model), want, rtol=0.02, atol=0.02)
+    model.save_pretrained(tmp_path / "again")
+    for path in (tmp_path / "compact").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_without_a_packed_layer_keeps_its_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    llama().to(dtype).save_pretrained(tmp_path / "dense")
+    assert set(compact.pack(tmp_path / "dense", tmp_path / "compact").kinds.values()) == {"dense"}
+    model = compact.load(tmp_path / "compact")
+    assert model.dtype == dtype
+    assert logits(model).equal(
+        logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype="auto"))
+    )
+
+
+def test_a_model_of_another_shape_is_not_saved_over_its_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    model = compact.load(folders[1])
+    model.model.embed_tokens.weight = torch.nn.Parameter(torch.zeros(130, 64), requires_grad=False)
+    with pytest.raises(
+        ValueError, match=r"embed_tokens.weight was packed with the shape \(128, 64\) and has \(130, 64"
+    ):
+        model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()

@@ -119,8 +119,5 @@ def test_perplexity_does_not_depend_on_defaults(tiny_model: Callable[..., Any], 
     model = tiny_model("llama")
     text = ["the quick brown fox jumps over the lazy dog " * 9]
     expected = perplexity(model, bos_tokenizer, text, sequence_length=16)
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         assert perplexity(model, bos_tokenizer, text, sequence_length=16) == expected
-    finally:
-        torch.set_default_device(None)

@@ -68,6 +68,21 @@ def test_any_family_is_pruned_exactly_and_replayed_faithfully(
         assert (name in parameters) != torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("family", ["Bart", "MBart", "Pegasus", "Marian", "Blenderbot", "PLBart", "TrOCR"])
+def test_decoders_of_encoder_decoders_are_pruned_alone(family: str, token_samples: Tensor) -> None:
+    sizes = {"decoder_layers": 2, "decoder_ffn_dim": 48, "decoder_attention_heads": 4, "max_position_embeddings": 64}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=96, d_model=32, is_decoder=True, is_encoder_decoder=False, **sizes, **tokens
+    )
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    report = prune_model(model, token_samples, "0.5")
+    weight = model.model.decoder.layers[1].fc1.weight
+    assert int((weight == 0).sum()) == weight.numel() // 2
+    assert {layer.name.rpartition(".")[2] for layer in report.layers} >= {"q_proj", "out_proj", "fc1", "fc2"}
+    assert all("encoder_attn" in name for name in report.dense)
+
+
 def test_layers_with_the_same_input_share_a_hessian(tiny_model: Callable[..., Any], token_samples: Tensor) -> None:
     for passes in (1, 2):
         report = prune_model(tiny_model("llama"), token_samples, "0.5", passes=passes)
@@ -255,6 +270,24 @@ def test_samples_that_do_not_fit_are_refused(tiny_model: Callable[..., Any], tok
     refused(model, torch.full((2, 8), 96), "token 96")
     refused(model, torch.zeros(0, 8, dtype=torch.int64), "non-empty")
     refused(model, torch.zeros(2, 8), "token ids")
+    refused(model, torch.zeros(2, 8, dtype=torch.int64, device="meta"), "on the meta device")
+    refused(model, torch.ones(2, 8, dtype=torch.int64).to_sparse(), r"layout torch\.sparse_coo")
+    for ragged in ([[1, 2], [3]], [torch.ones(2), torch.ones(3)], ["a"]):
+        with pytest.raises(TypeError, match="lists of them of one length, not list of others"):
+            prune_model(model, ragged, "0.5")  # type: ignore[arg-type]
+
+
+def test_a_list_of_tensors_is_samples(tiny_model: Callable[..., Any], token_samples: Tensor) -> None:
+    first, second = tiny_model("llama"), tiny_model("llama")
+    prune_model(first, token_samples, "0.5")
+    prune_model(second, list(token_samples), "0.5")  # type: ignore[arg-type]
+    assert torch.equal(first.model.layers[2].mlp.up_proj.weight, second.model.layers[2].mlp.up_proj.weight)
+
+
+def test_a_model_that_does_not_run_is_said_not_to(tiny_model: Callable[..., Any], token_samples: Tensor) -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].half()
+    refused(model, token_samples, r"LlamaForCausalLM does not run on the samples, before anything is pruned \(Runtime")
 
 
 def test_unsupported_models_are_refused(token_samples: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.attention import flex_attention
-from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from thanos import prune_model
@@ -44,12 +44,19 @@ def another_forward(linear: nn.Linear) -> nn.Module:
     return linear
 
 
+def expanded(linear: nn.Linear) -> nn.Module:
+    row = torch.randn(1, linear.in_features)
+    linear.weight = nn.Parameter(row.expand(linear.out_features, linear.in_features))
+    return linear
+
+
 COMPUTED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "weight_norm": (parametrizations.weight_norm, "computed by the parametrisation _WeightNorm"),
     "spectral_norm": (parametrizations.spectral_norm, "parametrisation _SpectralNorm"),
     "old_weight_norm": (weight_norm, "computed by weight_norm"),
     "prune": (lambda layer: prune.l1_unstructured(layer, "weight", 0.3), r"torch\.nn\.utils\.prune\.remove"),
     "parameter": (own_parameter, "Adapted adds down, up"),
+    "expanded": (expanded, "several numbers of which are one in memory"),
     "forward": (another_forward, "Ternary does not compute the product"),
 }
 
@@ -74,6 +81,19 @@ def test_computed_weights_stay_dense_and_are_counted(
     zeros = sum(int((one == 0).sum()) for one in parameters)
     total = sum(shape[0] * shape[1] for shape in (entry.shape for entry in report.layers)) + kept
     assert report.effective_sparsity == pytest.approx((0.5 * (total - kept) + zeros) / total)
+
+
+@pytest.mark.parametrize("how", ["pruned", "parametrised"])
+def test_a_computed_bias_leaves_the_weight_to_be_pruned(how: str, tiny_model: Tiny, token_samples: Tensor) -> None:
+    model = tiny_model("llama", mlp_bias=True)
+    linear = model.get_submodule(NAME)
+    if how == "pruned":
+        prune.random_unstructured(linear, "bias", 0.3)
+    else:
+        parametrize.register_parametrization(linear, "bias", nn.Tanh())
+    report = prune_model(model, token_samples, "0.5")
+    assert not report.dense
+    assert int((linear.weight == 0).sum()) == linear.weight.numel() // 2
 
 
 def test_shared_weights_stay_dense(tiny_model: Tiny, token_samples: Tensor) -> None:
