@@ -114,6 +114,8 @@ def try_one(folder: Path, scratch: Path, whole: bool) -> str:
                 for tokens in (1, 8):
                     model(torch.arange(tokens, device="cpu", dtype=torch.int64)[None])
             compact.unpack(folder, scratch, overwrite=True)
+    except UnicodeError:  # a ValueError, and no sentence
+        raise
     except ValueError as error:
         return type(error).__name__
     return "read"

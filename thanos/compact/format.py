@@ -325,6 +325,8 @@ def _check_scales(folder: Path, manifest: Manifest) -> None:
 def _json(text: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
+        if "\\ud" in text.lower():  # half of a pair of surrogates can be said so, and cannot be written
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where} does not hold JSON: {error}") from error
     if not isinstance(content, dict):

@@ -263,6 +263,7 @@ DAMAGES: dict[str, Callable[[Any], Any]] = {
     "missing layer": lambda c: c["layers"].pop(NAME),
     "elsewhere": lambda c: c["sources"][0].update(file="../compact-00001-of-00001.safetensors"),
     "no file": lambda c: c["sources"].clear(),
+    "half a character": lambda c: c["sources"][0].update(header=c["sources"][0]["header"].replace("pt", "\ud800")),
     "no layers": lambda c: c.update(layers=[]),
 }
 
