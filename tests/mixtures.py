@@ -100,8 +100,9 @@ def tiny_mixture(family: str, **changes: Any) -> Any:
         config = transformers.DbrxConfig(
             d_model=32, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=96,
             attn_config={"kv_n_heads": 2, "clip_qkv": 8.0},
-            ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+            ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
         )  # fmt: skip
+        config.ffn_config.hidden_size = 32
         config.attn_config.rope_theta = 10000.0
     else:
         config = getattr(transformers, f"{name}Config")(**{**_COMMON, **options, **changes})

@@ -221,7 +221,8 @@ def test_a_compiled_model_takes_any_length(dtype: torch.dtype, tmp_path: Path) -
     with torch.inference_mode():
         for length in (5, 7, 20, 60):
             tokens = torch.randint(3, 128, (2, length), generator=torch.Generator().manual_seed(length))
-            torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits)
+            have, want = compiled(tokens).logits.float(), model(tokens).logits.float()
+            assert (have - want).norm() <= (1e-5 if dtype == torch.float32 else 0.01) * want.norm()
 
 
 def test_a_model_under_autocast_stays_close(folders: tuple[Path, Path]) -> None:

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from tests.conftest import FAMILIES
+from tests.marks import fuses
 from tests.mixtures import FUSED, MIXTURES, tiny_mixture
 from tests.thanos.walk.test_weights import UNUSUAL, tiny_unusual
 from thanos import compact
@@ -54,7 +55,12 @@ def packed(model: Any, folder: Path, **options: Any) -> compact.Packed:
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES, *UNUSUAL])
 def test_a_family_is_packed_loaded_and_unpacked(family: str, tiny_model: Tiny, tmp_path: Path) -> None:
     make = tiny_mixture if family in MIXTURES else tiny_unusual if family in UNUSUAL else tiny_model
-    model = halve(make(family))
+    try:
+        model = halve(make(family))
+    except AttributeError:
+        pytest.skip(f"this version of Transformers has no {family}")
+    if family == "zamba2" and not can_convert():
+        pytest.skip("Transformers 4 cannot save its shared weights")
     done = packed(model, tmp_path)
     kinds = set(done.kinds.values())
     assert kinds & {"bitmask", "sparse24", "columns"}
@@ -76,6 +82,7 @@ def test_a_family_is_packed_loaded_and_unpacked(family: str, tiny_model: Tiny, t
         assert same_bytes(tmp_path / "compact", tmp_path / "again")
 
 
+@fuses
 def test_an_expert_is_read_for_its_tokens_alone(tmp_path: Path) -> None:
     packed(halve(tiny_mixture("mixtral")), tmp_path)
     loaded = compact.load(tmp_path / "compact")

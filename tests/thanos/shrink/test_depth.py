@@ -12,6 +12,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 
+from tests.marks import streams
 from thanos.checkpoint import BlockFiles
 from thanos.pattern import Axis, Shrink
 from thanos.prune import main
@@ -94,6 +95,7 @@ def test_samples_that_do_not_fit_at_once_are_judged_in_parts(
     assert parts.divergences == pytest.approx(whole.divergences, rel=1e-4)
 
 
+@streams
 def test_from_files_one_block_is_in_memory_and_each_is_read_once_a_removal(
     saved: Path, deep: Any, token_samples: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +127,7 @@ def test_from_files_one_block_is_in_memory_and_each_is_read_once_a_removal(
     assert len(read) - 2 * once == 6 - 2
 
 
+@streams
 def test_a_streamed_model_is_written_as_one_in_memory_is(
     saved: Path, token_samples: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -159,6 +162,7 @@ def test_a_streamed_model_is_written_as_one_in_memory_is(
     assert {"tokenizer.json", "generation_config.json", "config.json", "model.safetensors.index.json"} <= kept
 
 
+@streams
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "gpt_neox", "qwen3"])
 def test_other_names_and_lists_of_blocks_are_streamed_too(
     tiny_model: Tiny, token_samples: torch.Tensor, tmp_path: Path, family: str
@@ -177,6 +181,7 @@ def test_other_names_and_lists_of_blocks_are_streamed_too(
         torch.testing.assert_close(loaded(token_samples).logits, shrunk(token_samples).logits)
 
 
+@streams
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -9,9 +9,12 @@ import pytest
 import torch
 import transformers
 
+from tests.marks import fuses
 from tests.mixtures import MIXTURES, tiny_mixture
 from thanos.shrink import shrink_model
 from thanos.shrink.experts import find_mixtures, score_mixtures
+
+pytestmark = fuses
 
 NOT_FOUND = {  # their experts stay, and a sentence says why
     "ernie4_5_moe": "cannot say 2 experts",

@@ -58,7 +58,7 @@ def test_chats_are_written_by_the_template(chatty: Any, tmp_path: Path, records:
 def test_chats_in_tables_and_under_other_names(chatty: Any, tmp_path: Path) -> None:
     mixed = [{"talk": CHATS[0]}, {"talk": [{**message, "name": "x"} for message in CHATS[1]]}]
     saved = datasets.Dataset.from_list(mixed)  # the first chat's names are null
-    saved.save_to_disk(tmp_path / "saved")
+    saved.save_to_disk(str(tmp_path / "saved"))
     saved.to_parquet(tmp_path / "a.parquet")
     for name in ("saved", "a.parquet"):
         assert load_text(tmp_path / name, "train", text_field="talk", tokenizer=chatty).documents == EXPECTED

@@ -89,7 +89,7 @@ def test_text_that_says_how_it_is_encoded(tmp_path: Path, encoding: str) -> None
 
 
 def test_what_is_no_text_is_said_to_be_none(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "empty")
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(str(tmp_path / "empty"))
     for source, kind, says in (
         (tmp_path / "empty", ValueError, "empty holds no text"),
         ("", ValueError, "its name is not empty"),
@@ -111,7 +111,7 @@ def test_another_field_is_taken_by_name(tmp_path: Path) -> None:
     put(tmp_path / "a.json", json.dumps(records))
     put(tmp_path / "a.csv", frame.to_csv())
     frame.to_parquet(tmp_path / "a.parquet")
-    datasets.Dataset.from_list(records).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_list(records).save_to_disk(str(tmp_path / "saved"))
     for name in ("a.jsonl", "a.json", "a.csv", "a.parquet", "saved"):
         assert read(tmp_path / name, text_field="body") == ["one", "two"]
         with pytest.raises(ValueError, match=r"'content'.*its (fields|columns) are .*text, body.*--text-field"):
@@ -120,8 +120,8 @@ def test_another_field_is_taken_by_name(tmp_path: Path) -> None:
 
 def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
     train, test = (datasets.Dataset.from_list([{"text": text}]) for text in ("a", "b"))
-    train.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict(train=train, validation=test).save_to_disk(tmp_path / "two")
+    train.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=train, validation=test).save_to_disk(str(tmp_path / "two"))
     check_source(tmp_path / "two")
     assert read(tmp_path / "one") == read(tmp_path / "one", "test") == ["a"]
     assert (read(tmp_path / "two"), read(tmp_path / "two", "test")) == (["a"], ["b"])
@@ -189,7 +189,7 @@ def test_errors_name_the_row_and_the_reason(tmp_path: Path, name: str, content: 
 def test_null_rows_of_tables_are_named(tmp_path: Path) -> None:
     rows = [{"text": "a"}, {"text": None}]
     pandas.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
-    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
     for name in ("a.parquet", "saved"):
         with pytest.raises(ValueError, match=f"{name}, row 2, has null in its field 'text'"):
             read(tmp_path / name)

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+from tests.marks import streams
 from tests.mixtures import tiny_mixture
 from thanos import prune_model
 from thanos.allocate import SearchState
@@ -114,6 +115,7 @@ def test_a_search_that_has_no_room_is_refused(
         prune_model(tiny_model("llama"), token_samples, 0.7, allocation="search")
 
 
+@streams
 def test_a_streamed_model_is_not_searched(model_folder: Path, tmp_path: Path) -> None:
     arguments = [str(model_folder), "--output", str(tmp_path / "out"), "--calibration", "builtin", "--samples", "3"]
     result = CliRunner().invoke(

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.marks import fuses
 from tests.mixtures import tiny_mixture
 from thanos import prune_model
 from thanos.walk import reconstruct as training
@@ -71,6 +72,7 @@ def test_corrected_targets_bring_the_outputs_nearer_to_the_dense_models(
     assert error(targets="corrected", correction=0.0) == error()
 
 
+@fuses
 def test_experts_keep_their_own_targets_and_the_report_says_why(token_samples: Tensor) -> None:
     report = prune_model(tiny_mixture("mixtral"), token_samples, "0.5", targets="corrected")
     for layer in report.layers:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.mixtures import MIXTURES, tiny_mixture
 from thanos import prune_model, prune_weight
+from thanos.checkpoint import can_convert
 from thanos.walk import walk
 from thanos.walk.decoder import Layer, find_decoder
 from thanos.walk.experts import FusedExperts
@@ -23,6 +24,8 @@ def build(family: str) -> Any:
         model = tiny_mixture(family)
     except AttributeError:
         pytest.skip(f"this version of transformers has no {family}")
+    if family in ("gpt_oss", "llama4") and not can_convert():
+        pytest.skip(f"Transformers 4 routes {family} otherwise; gpt_oss is refused, llama4 depends on the batch")
     if not any(layer.experts for block in find_decoder(model).layers for layer in block):
         pytest.skip(f"this version of transformers keeps the experts of {family} as ordinary layers")
     return model
@@ -30,7 +33,7 @@ def build(family: str) -> Any:
 
 def exact(model: Any) -> Any:
     """The model in float64, which PyTorch's grouped products do not take."""
-    if model._can_set_experts_implementation():
+    if hasattr(model, "_can_set_experts_implementation") and model._can_set_experts_implementation():
         model.set_experts_implementation("eager")
     return model.double()
 

@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from tests.marks import streams
 from tests.mixtures import tiny_mixture
 from tests.thanos.walk.test_resume import content
 from thanos.prune import main
@@ -86,6 +87,7 @@ def test_two_processes_prune_as_one_does_and_as_they_did_before(arguments: list[
     assert not list(tmp_path.glob("*.partial"))
 
 
+@streams
 def test_experts_are_shared_out_whole_and_streamed(arguments: list[str], tiny_tokenizer: Any, tmp_path: Path) -> None:
     tiny_mixture("qwen3_moe").save_pretrained(tmp_path / "mixture")
     tiny_tokenizer.save_pretrained(tmp_path / "mixture")

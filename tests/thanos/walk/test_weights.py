@@ -14,6 +14,7 @@ from torch.nn.attention import flex_attention
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from tests.marks import modes_see_flex_attention, replays
 from thanos import prune_model
 from thanos.walk.decoder import find_decoder
 from thanos.walk.memory import PeakMemory
@@ -220,6 +221,7 @@ def test_a_model_whose_every_weight_is_computed_is_refused(tiny_model: Tiny, tok
         prune_model(model, token_samples, "0.5")
 
 
+@replays
 def test_a_weight_used_without_its_layer_is_named_so(tiny_model: Tiny, token_samples: Tensor) -> None:
     report = prune_model(tiny_model("mamba"), token_samples, "0.5", block_size=16)
     reasons = {name: reason for name, reason in report.dense.items() if name.endswith("dt_proj")}
@@ -266,6 +268,7 @@ def tiny_unusual(family: str) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
+@replays
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("family", UNUSUAL)
 def test_unusual_blocks_are_pruned_as_far_as_they_can_be(family: str, passes: int, token_samples: Tensor) -> None:
@@ -300,6 +303,7 @@ def test_blocks_that_run_in_a_loop_are_refused_for_it(tiny_model: Tiny, token_sa
         prune_model(model, token_samples, "0.5")
 
 
+@modes_see_flex_attention
 def test_memory_is_measured_through_operators_of_higher_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
     query = torch.randn(1, 2, 16, 8)
