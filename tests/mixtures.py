@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import transformers
 
+from thanos.checkpoint import can_convert
+
 _COMMON: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -96,13 +98,14 @@ def tiny_mixture(family: str, **changes: Any) -> Any:
     """A random model of two blocks or so in evaluation mode, float32; AttributeError where Transformers lacks it."""
     name, options = MIXTURES[family]
     torch.manual_seed(0)
+    if family == "dbrx" and not can_convert():
+        raise AttributeError("the DBRX of Transformers 4 is refused")
     if family == "dbrx":
         config = transformers.DbrxConfig(
             d_model=32, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=96,
             attn_config={"kv_n_heads": 2, "clip_qkv": 8.0},
-            ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+            ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
         )  # fmt: skip
-        config.ffn_config.hidden_size = 32
         config.attn_config.rope_theta = 10000.0
     else:
         config = getattr(transformers, f"{name}Config")(**{**_COMMON, **options, **changes})

@@ -213,7 +213,7 @@ def adapt(name: str, module: nn.Module) -> Experts | None:
         return FusedExperts(name, module)
     if kind == "Llama4TextExperts":
         return Llama4Experts(name, module)
-    if kind == "DbrxExperts":
+    if kind == "DbrxExperts" and hasattr(module, "num_experts"):  # in Transformers 4 it is called in another way
         return DbrxExperts(name, module)
     if kind.endswith("ParallelExperts") and list(three) == ["weight"]:
         return ParallelExperts(name, module)

@@ -77,6 +77,8 @@ def test_each_expert_is_pruned_on_what_was_routed_to_it(
     family: str, experts: str, token_samples: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hand, in float64: the dense block's routing, each expert's tokens, their Hessian blended with the pool's."""
+    if family == "granitemoe" and not can_convert():
+        pytest.skip("the router of Transformers 4 gives other things, which by_hand does not read")
     model = exact(build(family))
     name, module, arguments = first_experts(model, token_samples)
     wanted = by_hand(module, arguments, experts)
