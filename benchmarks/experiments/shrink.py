@@ -75,11 +75,14 @@ def section(found: Records) -> list[str]:
     for share, patterns in _SHARES.items():
         runs = [Run(pattern=pattern, source=TRAINING) for pattern in patterns]
         text += [f"### About {share} fewer weights", _table({run: rows[run] for run in runs if run in rows})]
-    text.append(
-        "### Against columns removed from every layer\n\nThe `structured:` pattern at the same share, on the same "
-        "samples; it leaves the shape of the model as it is."
-    )
-    return [*text, _table({run: row for run, row in rows.items() if _keeps_shape(run)})]
+    columns = {run: row for run, row in rows.items() if _keeps_shape(run)}
+    if columns:
+        text.append(
+            "### Against columns removed from every layer\n\nThe `structured:` pattern at the same share, on the same "
+            "samples; it leaves the shape of the model as it is."
+        )
+        text.append(_table(columns))
+    return text
 
 
 def _keeps_shape(run: Run) -> bool:
