@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thanos.checkpoint import can_convert
 from thanos.pattern import Axis
 from thanos.shrink.configuration import Shape, smaller_config
 from thanos.shrink.goals import whole_count
@@ -92,7 +93,8 @@ def find_mixtures(model: nn.Module, samples: Tensor) -> list[Mixture]:
         zeros = torch.zeros(count, dtype=torch.float64, device="cpu")
         found.append(Mixture(name, count, own, zeros, zeros.clone(), zeros.clone(), router))
     if not found:
-        raise ValueError(f"{type(model).__name__} has no mixture of fused experts")
+        known = "" if can_convert() else ", which Transformers makes of experts from version 5 on"
+        raise ValueError(f"{type(model).__name__} has no mixture of fused experts{known}")
     return found
 
 
