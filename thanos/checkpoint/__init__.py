@@ -22,11 +22,21 @@ from thanos.checkpoint.reading import (
 )
 from thanos.checkpoint.skeleton import BlockFiles, load_skeleton
 from thanos.checkpoint.source import source_folder
-from thanos.checkpoint.update import Patches, prepare, save_pruned, save_smaller, updates_source, weight_files
+from thanos.checkpoint.update import (
+    INDEX,
+    Patches,
+    prepare,
+    save_pruned,
+    save_smaller,
+    updates_source,
+    weight_files,
+    write_index,
+)
 from thanos.checkpoint.writing import check_target, save_model, staged
 
 __all__ = [
     "DTYPES",
+    "INDEX",
     "BlockFiles",
     "Partial",
     "Patches",
@@ -61,4 +71,5 @@ __all__ = [
     "to_one_dtype",
     "updates_source",
     "weight_files",
+    "write_index",
 ]

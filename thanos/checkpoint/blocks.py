@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from thanos.checkpoint.update import Place, copy_others, source_names, tensor_places, weight_files
+from thanos.checkpoint.update import INDEX, Place, copy_others, source_names, tensor_places, weight_files, write_index
 
 _CHUNK = 1 << 24
-_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
 def save_without_blocks(
@@ -48,9 +47,8 @@ def save_without_blocks(
             target.parent.mkdir(parents=True, exist_ok=True)
             size += _write(places, target)
             weight_map |= dict.fromkeys(places, file.relative_to(source).as_posix())
-    if (source / "model.safetensors.index.json").is_file():
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if (source / INDEX).is_file():
+        write_index(folder, weight_map, size)
     config.save_pretrained(folder)
     copy_others(source, folder, keep=("config.json",))
 
@@ -60,7 +58,7 @@ def _write(places: dict[str, Place], target: Path) -> int:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, place in places.items():
-        begin, end = end, end + _length(place)
+        begin, end = end, end + place.size
         header[name] = {"dtype": place.dtype, "shape": list(place.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -69,15 +67,8 @@ def _write(places: dict[str, Place], target: Path) -> int:
         for place in places.values():
             with place.file.open("rb") as stream:
                 stream.seek(place.begin)
-                _copy(stream, output, _length(place), place.file)
+                _copy(stream, output, place.size, place.file)
     return end
-
-
-def _length(place: Place) -> int:
-    count = 1
-    for one in place.shape:
-        count *= one
-    return count * _BYTES.get(place.dtype, 1)
 
 
 def _copy(stream: BinaryIO, output: BinaryIO, length: int, file: Path) -> None:

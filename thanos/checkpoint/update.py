@@ -22,16 +22,18 @@ from torch import Tensor
 from thanos.checkpoint.writing import save_model
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|tflite)(\.index\.json)?$|\.index\.json$")
+INDEX = "model.safetensors.index.json"
 _QUANTISATION = ("quantization_config", "compression_config")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a safetensors file."""
+    """Where a tensor lies in a safetensors file: from its byte ``begin``, ``size`` of them."""
 
     file: Path
     begin: int
+    size: int
     dtype: str
     shape: tuple[int, ...]
 
@@ -42,7 +44,7 @@ def weight_files(source: Path) -> list[Path]:
     Raises:
         ValueError: the index names a file that is not there or not in the directory, or is damaged.
     """
-    index = source / "model.safetensors.index.json"
+    index = source / INDEX
     if (source / "model.safetensors").is_file():
         return [source / "model.safetensors"]
     if not index.is_file():
@@ -95,8 +97,8 @@ def prepare(model: Any, tokenizer: Any, source: Path | None, changed: Iterable[s
         for file in weight_files(source):
             (folder / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / file.relative_to(source))
-        if (source / "model.safetensors.index.json").is_file():
-            shutil.copyfile(source / "model.safetensors.index.json", folder / "model.safetensors.index.json")
+        if (source / INDEX).is_file():
+            shutil.copyfile(source / INDEX, folder / INDEX)
         return True
     save_model(model, tokenizer if source is None else None, folder)
     if source is not None:
@@ -160,6 +162,17 @@ class Patches:
                 os.fsync(stream.fileno())
 
 
+def write_index(folder: Path, files: Mapping[str, str], size: int) -> None:
+    """Write the index of a directory of several safetensors files.
+
+    Args:
+        files: the file of each tensor, by its name.
+        size: bytes of all tensors.
+    """
+    content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
+    (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def tensor_places(files: Iterable[Path]) -> dict[str, Place]:
     """Where each tensor of some safetensors files lies.
 
@@ -176,8 +189,8 @@ def tensor_places(files: Iterable[Path]) -> dict[str, Place]:
                 header = json.loads(stream.read(length))
             for name, entry in header.items():
                 if name != "__metadata__":
-                    begin = 8 + length + entry["data_offsets"][0]
-                    found[name] = Place(file, begin, entry["dtype"], tuple(entry["shape"]))
+                    begin, end = entry["data_offsets"]
+                    found[name] = Place(file, 8 + length + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is damaged: {error or type(error).__name__}") from error
     return found

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from thanos.checkpoint import check_floating, check_target, fill, staged, to_one_dtype
+from thanos.checkpoint import INDEX, check_floating, check_target, fill, staged
 from thanos.compact.card import add_note, remove_note
-from thanos.compact.files import INDEX, copy_others, mark, unmark, weight_files
+from thanos.compact.files import copy_others, mark, unmark, weight_files
 from thanos.compact.format import (
     MANIFEST,
     PLACE_HOLDER,
@@ -137,7 +137,6 @@ def load(folder: str | Path, *, device: str | torch.device | None = None, trust_
     placed = place(model, folder, manifest, structure, dtype)
     read_sparse(model, placed)
     fill(model, dict(placed.tensors(sparse=False)), dtype)
-    to_one_dtype(model, dtype)
     model.tie_weights()
     if model.can_generate() and (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig

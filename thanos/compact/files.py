@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from thanos.checkpoint import INDEX, write_index
 from thanos.compact.format import MANIFEST, FormatError, opened, read_header, read_manifest
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG = "config.json"
 METHOD = "thanos"  # the name by which Transformers finds what reads compact checkpoints
 _MARK = f'\n  "quantization_config": {{"quant_method": "{METHOD}", "format": "thanos-compact"}},'
 
@@ -65,8 +66,7 @@ def mark(folder: Path, files: list[str]) -> None:
         for name, entry in read_header(folder / file)[1].items():
             places[name] = file
             total += entry.end - entry.begin
-    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_index(folder, places, total)
 
 
 def unmark(folder: Path) -> None:

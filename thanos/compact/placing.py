@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thanos.checkpoint import to_one_dtype
 from thanos.checkpoint.update import FLOATS
 from thanos.compact.base import convert_whole
-from thanos.compact.experts import SparseExperts
 from thanos.compact.files import save_again
 from thanos.compact.format import DTYPES, FormatError, Manifest, opened, parse_header
 from thanos.compact.forms import CLASSES, restore
@@ -95,7 +95,7 @@ def place(model: Any, folder: Path, manifest: Manifest, structure: Structure, dt
     Raises:
         FormatError: a layer stands for something else in this model.
     """
-    installed = install(model, structure, manifest.layers, shapes_of(manifest), CLASSES, dtype)
+    installed = install(model, structure, manifest.layers, CLASSES, dtype)
     split = frozenset(structure.slots[tensor].module for tensor in installed if tensor in structure.slots)
     names = {}
     for name, layer in manifest.layers.items():
@@ -108,10 +108,7 @@ def place(model: Any, folder: Path, manifest: Manifest, structure: Structure, dt
         if held is not None:
             names[tensor] = held
     holders = {
-        f"{path}.{name}"
-        for path in split
-        for name, _ in model.get_submodule(path).named_children()
-        if isinstance(model.get_submodule(path), SparseExperts) and name.isdigit()
+        f"{path}.{name}" for path in split for name, _ in model.get_submodule(path).named_children() if name.isdigit()
     }
     alone = {name for tensor, name in installed.items() if tensor not in structure.slots}
     decoded = frozenset(name for name, layer in manifest.layers.items() if layer.tensor not in installed)
@@ -137,11 +134,12 @@ def read_sparse(model: nn.Module, placed: Placed) -> None:
 
 
 def finish(model: Any, placed: Placed) -> None:
-    """Check that every tensor was read; the model is for evaluation, and ``save_pretrained`` writes a compact one.
+    """Make the model one of one dtype, for evaluation, whose ``save_pretrained`` writes a compact one.
 
     Raises:
         FormatError: a tensor is missing.
     """
+    to_one_dtype(model, placed.dtype)
     state = model.state_dict()
     if left := [name for name, tensor in state.items() if tensor.is_meta]:
         raise FormatError(f"{placed.folder} lacks the tensor {left[0]} that its configuration asks for")

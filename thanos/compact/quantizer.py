@@ -16,7 +16,6 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from thanos.checkpoint import to_one_dtype
 from thanos.compact.base import SparseLinear
 from thanos.compact.files import METHOD
 from thanos.compact.format import FORMAT, MANIFEST, FormatError, Manifest, read_manifest
@@ -59,7 +58,7 @@ class CompactQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: QuantizationConfigMixin, **others: Any) -> None:
         super().__init__(quantization_config, **others)
-        self._found: tuple[Path, Manifest] | None = None
+        self._found: tuple[Path, Manifest, dict[str, tuple[int, ...]]] | None = None
         self._placed: Placed | None = None
 
     def update_attn_implementation(self, config: Any) -> Any:
@@ -93,16 +92,17 @@ class CompactQuantizer(HfQuantizer):
         if self._found is None and getattr(config, "name_or_path", None):
             folder = _folder(config)
             manifest = read_manifest(folder)
-            check_depth(config, folder, shapes_of(manifest))
-            self._found = folder, manifest
+            shapes = shapes_of(manifest)
+            check_depth(config, folder, shapes)
+            self._found = folder, manifest, shapes
         return config
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         self._examine(model.config)
         if self._found is None:
             raise FormatError("it is not known where the compact checkpoint is; give from_pretrained its directory")
-        folder, manifest = self._found
-        structure = describe(_twin(model), model.config, folder, shapes_of(manifest))
+        folder, manifest, shapes = self._found
+        structure = describe(_twin(model), model.config, folder, shapes)
         self._placed = place(model, folder, manifest, structure, model.dtype)
         if self._placed.decoded:
             raise FormatError(
@@ -122,8 +122,7 @@ class CompactQuantizer(HfQuantizer):
             model.set_submodule(name, model.get_submodule(name).held[0])
         read_sparse(model, placed)
         for name in placed.modules:
-            model.get_submodule(name).to(device=_device(model, name), dtype=model.dtype)
-        to_one_dtype(model, placed.dtype)
+            model.get_submodule(name).to(_device(model, name))
         finish(model, placed)
         return model
 

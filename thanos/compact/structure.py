@@ -34,6 +34,7 @@ class Structure:
         fused: the tensors that are the projections of several experts and cannot be told apart.
         slots: the tensors that are one expert's projection and are merged with others at loading.
         targets: for each tensor where it goes.
+        shapes: of all tensors of the ordinary checkpoint.
     """
 
     config: Any
@@ -41,6 +42,7 @@ class Structure:
     fused: frozenset[str]
     slots: dict[str, Slot]
     targets: dict[str, Target]
+    shapes: dict[str, tuple[int, ...]]
 
     def held_as(self, tensor: str, split: frozenset[str]) -> str | None:
         """What a tensor is called in a model whose modules ``split`` hold experts apart; None if merged."""
@@ -105,14 +107,13 @@ def describe(model: Any, config: Any, folder: Path, shapes: dict[str, tuple[int,
     for name, owner in owners.items():
         if owner not in held:
             raise FormatError(f"{folder} has no tensor {name}, which its configuration asks for")
-    return Structure(config, linears | dict.fromkeys(slots, False), fused, slots, places)
+    return Structure(config, linears | dict.fromkeys(slots, False), fused, slots, places, shapes)
 
 
 def install(
     model: Any,
     structure: Structure,
     layers: Mapping[str, Layer],
-    shapes: Mapping[str, tuple[int, ...]],
     classes: Mapping[str, type[SparseLinear]],
     dtype: torch.dtype,
 ) -> dict[str, str]:
@@ -124,7 +125,6 @@ def install(
 
     Args:
         layers: what was packed.
-        shapes: of all tensors of the ordinary checkpoint.
         classes: of the kinds of layers.
         dtype: of dense layers.
 
@@ -157,7 +157,7 @@ def install(
             own: [{} for _ in range(fused.count)] for stage in fused.stages for own in stage
         }
         for slot, tensor in sorted(members[module], key=lambda member: member[0].order):
-            (rows, columns), mine = shapes[tensor], packed.get(tensor)
+            (rows, columns), mine = structure.shapes[tensor], packed.get(tensor)
             if mine is None:
                 dense = nn.Linear(columns, rows, bias=False, device="meta", dtype=dtype)
                 stages[slot.parameter][slot.expert][slot.part] = dense
