@@ -82,8 +82,7 @@ def make_smaller(run: Any, job: SmallerModel, given: Given) -> None:
         if given.text is not None:
             with display(given.console) as shown:
                 value = score_windows(model.to(job.device), given.text, progress=shown.window_scored)
-            given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-            scores.update({name: value, "source": run.evaluate, **given.text.record()})
+            scores.update(_scored(name, value, run, given))
 
     plan = ShrinkPlan(model, given.samples.tokens, **job.arguments())
     for line in plan.became:
@@ -126,8 +125,7 @@ def _stream_blocks(run: Any, job: SmallerModel, given: Given, why: str) -> None:
             with display(given.console) as shown:
                 device = torch.device(job.device or "cpu")
                 value = score_streamed(*scored, given.text, device, progress=shown.window_scored)
-            given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-            scores.update({name: value, "source": run.evaluate, **given.text.record()})
+            scores.update(_scored(name, value, run, given))
 
     plan = StreamedDepth(model, files, given.source, given.samples.tokens, **job.arguments())
     for line in plan.became:
@@ -141,6 +139,12 @@ def _stream_blocks(run: Any, job: SmallerModel, given: Given, why: str) -> None:
         report = _written(_finished(report, run, model, given, scores), folder, run, given)
     print_summary(report, given.console, run.output)
     given.say(f"saved in {run.output}")
+
+
+def _scored(name: str, value: float, run: Any, given: Given) -> dict[str, Any]:
+    """Say a model's perplexity; what its report keeps of that."""
+    given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
+    return {name: value, "source": run.evaluate, **given.text.record()}
 
 
 def _finished(report: Any, run: Any, model: Any, given: Given, scores: dict[str, Any]) -> Any:
@@ -213,8 +217,7 @@ def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any)
                 scored = load_streamed(str(unfinished.model), allow_missing=True) if pruned else (model, files)
                 device = torch.device(options.device or "cpu")
                 value = score_streamed(*scored, text, device, progress=shown.window_scored, peers=shared)
-        given.say(f"perplexity of the {name} model on {run.evaluate}: {value:.2f}")
-        keeper.notes.update({name: value, "source": run.evaluate, **text.record()})
+        keeper.notes.update(_scored(name, value, run, given))
 
     def prepare(names: Iterable[str], folder: Path) -> None:
         if files is not None and not checkpoint.updates_source(model, source, names):

@@ -35,21 +35,15 @@ _SIZES = {
     "BF16": 2,
 }
 _SIZES |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
-PATTERNS = {
-    "bitmask": "unstructured",
-    "sparse24": "2:4",
-    "columns": "structured",
-    "bitmask_int8": "unstructured",
-    "sparse24_int8": "2:4",
-}
-LAYOUTS = {
-    "bitmask": "bits64",
-    "sparse24": "row_major",
-    "columns": "dense",
-    "bitmask_int8": "bits64",
-    "sparse24_int8": "row_major",
-}
-_KINDS_OF_VERSION = {1: {"bitmask", "sparse24", "columns"}, VERSION: set(PATTERNS)}
+PATTERNS = {"bitmask": "unstructured", "sparse24": "2:4", "columns": "structured"}
+LAYOUTS = {"bitmask": "bits64", "sparse24": "row_major", "columns": "dense"}
+INT8 = "_int8"  # behind a kind: its values are int8
+_KINDS_OF_VERSION = {1: {*PATTERNS}, VERSION: {*PATTERNS, f"bitmask{INT8}", f"sparse24{INT8}"}}
+
+
+def base_of(kind: str) -> str:
+    """The kind, whatever its values are: a key of PATTERNS."""
+    return kind.removesuffix(INT8)
 
 
 class FormatError(ValueError):
@@ -68,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layer:
-    """One compressed linear layer: ``kind`` is a key of PATTERNS; ``shape`` is (out_features, in_features)."""
+    """One compressed linear layer: ``kind`` is one of its version's; ``shape`` is (out_features, in_features)."""
 
     kind: str
     tensor: str
@@ -82,12 +76,12 @@ class Layer:
 
     @property
     def is_int8(self) -> bool:
-        return self.kind.endswith("_int8")
+        return self.kind != self.base
 
     @property
     def base(self) -> str:
         """The kind, whatever its values are: "bitmask", "sparse24" or "columns"."""
-        return self.kind.removesuffix("_int8")
+        return base_of(self.kind)
 
     def tensors(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The tensors that hold it: name to dtype and shape."""
@@ -130,7 +124,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         layers = {}
         for name, layer in self.layers.items():
-            layers[name] = {"pattern": PATTERNS[layer.kind], "layout": LAYOUTS[layer.kind], **asdict(layer)}
+            layers[name] = {"pattern": PATTERNS[layer.base], "layout": LAYOUTS[layer.base], **asdict(layer)}
         content = {
             "format": FORMAT,
             "version": self.version,
@@ -242,13 +236,13 @@ def _layer(value: Any, version: int, where: str) -> Layer:
     shape, kind = given["shape"], given["kind"]
     if kind not in _KINDS_OF_VERSION[version] or given["dtype"] not in DTYPES:
         raise FormatError(f"{where}: unknown kind {kind!r} or dtype {given['dtype']!r}")
-    if value.get("pattern") != PATTERNS[kind] or value.get("layout") != LAYOUTS[kind]:
-        raise FormatError(f"{where}: pattern and layout of {kind} are {PATTERNS[kind]!r} and {LAYOUTS[kind]!r}")
+    base = base_of(kind)
+    if value.get("pattern") != PATTERNS[base] or value.get("layout") != LAYOUTS[base]:
+        raise FormatError(f"{where}: pattern and layout of {kind} are {PATTERNS[base]!r} and {LAYOUTS[base]!r}")
     sizes = [*shape, given["outlier_rows"], given["kept"], given["zero_signs"]]
     if len(shape) != 2 or not all(_is_size(n) for n in sizes):
         raise FormatError(f"{where}: sizes must be whole numbers from 0, and shape two of them ({sizes})")
     rows, columns = shape
-    base = kind.removesuffix("_int8")
     most = {"bitmask": rows * columns, "columns": columns, "sparse24": columns // 2}[base]
     if given["outlier_rows"] > rows or given["kept"] > most or given["zero_signs"] > rows * columns:
         raise FormatError(f"{where}: more outlier rows, kept weights or zeros than a {rows} x {columns} weight has")

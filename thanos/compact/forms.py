@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thanos.compact.base import SparseLinear
-from thanos.compact.format import DTYPES, FormatError, Layer, expands_too_far
+from thanos.compact.format import DTYPES, INT8, FormatError, Layer, base_of, expands_too_far
 from thanos.compact.int8 import Int8BitmaskLinear, Int8Sparse24Linear
 from thanos.compact.layers import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear, columns_removed, rows_not_24
 from thanos_kernels.sparse import WORD
@@ -38,11 +38,11 @@ def choose(weight: Tensor, *, int8: bool = False) -> str:
     if best > _WORTH * weight.nbytes:
         return "dense"
     if int8:
-        rounded = {f"{kind}_int8": size for kind, size in _sizes(weight, 1).items() if kind != "columns"}
+        rounded = {kind + INT8: size for kind, size in _sizes(weight, 1).items() if kind != "columns"}
         bytes_of = rounded | {kind: size for kind, size in bytes_of.items() if kind == "columns"}
         best = min(bytes_of.values())
     fit = [kind for kind in CLASSES if bytes_of.get(kind, 2 * weight.nbytes) <= _NEAR * best + 64]
-    last = "bitmask_int8" if int8 else "bitmask"
+    last = "bitmask" + INT8 if int8 else "bitmask"
     shape = (weight.shape[0], weight.shape[1])
     return next(kind for kind in [*fit, last] if not expands_too_far(shape, weight.itemsize, bytes_of[kind]))
 
@@ -90,13 +90,11 @@ def compress(
     parts = dict(sparse.state_dict())
     zeros = matrix == 0
     negative = zeros & torch.signbit(matrix)
-    rounded = kind.endswith("_int8")
+    rounded = base_of(kind) != kind
     if bool(negative.any()) and not rounded:
         parts["zero_signs"] = torch.from_numpy(np.packbits(negative[zeros].numpy(), bitorder="little"))
     half = matrix.shape[1] // 2
-    kept = {"bitmask": len(parts["values"]), "sparse24": half}.get(
-        kind.removesuffix("_int8"), parts["values"].shape[-1]
-    )
+    kept = {"bitmask": len(parts["values"]), "sparse24": half}.get(base_of(kind), parts["values"].shape[-1])
     layer = Layer(
         kind=kind,
         tensor=tensor,
