@@ -143,6 +143,16 @@ def test_models_pruned_and_loaded_at_once(tiny_model: Callable[..., nn.Module], 
     register = nn.Module.register_parameter
     at_once([partial(run, name) for name in models for run in (walk, load)], rounds=3)
     assert nn.Module.register_parameter is register
+    compiled = 0
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        nonlocal compiled
+        compiled += 1
+        return graph
+
+    torch.compiler.reset()
+    torch.compile(nn.Linear(3, 3), backend=count)(torch.ones(1, 3))
+    assert compiled == 1  # nothing that the walks did in turn keeps PyTorch from it
 
 
 @pytest.mark.skipif(not native.available(), reason="the extension is not built")

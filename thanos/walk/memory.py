@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # names of glibc
 _TRIM_THRESHOLD, _MMAP_MAX = 128 * 1024, 65536  # its defaults
 _MMAP_THRESHOLD = 32 << 20  # up to which glibc raises it by itself
 _LARGE = 1 << 20
+# Held within a mode: PyTorch 2.8 notes for all threads at once whether there is one, and where two threads leave theirs
+# in turn, it goes on as if there were, and compiles nothing any more.
+_MODE = threading.RLock()
 
 
 class PeakMemory(TorchDispatchMode):
@@ -49,10 +53,22 @@ class PeakMemory(TorchDispatchMode):
                 self._add(leaf.untyped_storage())
         return output
 
+    def __enter__(self) -> PeakMemory:
+        _MODE.acquire()
+        try:
+            super().__enter__()  # type: ignore[no-untyped-call]
+        except BaseException:
+            _MODE.release()
+            raise
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        try:
+            super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        finally:
+            _MODE.release()
         self._storages.clear()
 
     def _add(self, storage: torch.UntypedStorage) -> None:
