@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,9 +88,9 @@ def token_samples() -> torch.Tensor:
     return torch.randint(3, 96, (6, 20), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A byte-pair tokenizer of 96 tokens, trained here on a few words, that any text survives."""
+@functools.cache
+def trained_tokenizer() -> str:
+    """A byte-pair tokenizer of 96 tokens as JSON, trained on a few words, that any text survives."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     words = "the quick brown fox jumps over the lazy dog and then the dog sleeps in the sun " * 20
@@ -98,22 +99,16 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=96, special_tokens=["<unk>", "<s>", "</s>"])
     tokenizer.train_from_iterator([words], trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return tokenizer.to_str()
 
 
-@pytest.fixture(scope="session")
-def bos_tokenizer(tiny_tokenizer: Any) -> Any:
-    """The tiny tokenizer, which puts its ``<s>``, token 1, in front of a text."""
+def new_tokenizer(*, bos: bool = False) -> Any:
+    """That tokenizer, new, so that what a test sets on it no other test sees; with ``bos``, token 1 begins a text."""
     from tokenizers import Tokenizer, processors
 
-    tokenizer = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    tokenizer = Tokenizer.from_str(trained_tokenizer())
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
@@ -121,6 +116,18 @@ def bos_tokenizer(tiny_tokenizer: Any) -> Any:
         eos_token="</s>",
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+@pytest.fixture
+def tiny_tokenizer() -> Any:
+    """A byte-pair tokenizer of 96 tokens, the test's own."""
+    return new_tokenizer()
+
+
+@pytest.fixture
+def bos_tokenizer() -> Any:
+    """The tiny tokenizer, which puts its ``<s>``, token 1, in front of a text."""
+    return new_tokenizer(bos=True)
 
 
 @pytest.fixture(params=["meta", "float64"])

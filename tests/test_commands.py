@@ -23,6 +23,7 @@ import pytest
 import torch
 
 import thanos
+from tests.conftest import new_tokenizer
 from tests.mixtures import tiny_mixture
 from tests.test_versions import PROJECT
 from tests.zero_shot_files import WORDS, write_task
@@ -53,7 +54,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and texts by the names that the pages give them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -63,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path
     config = LlamaConfig(**shape, vocab_size=96, num_key_value_heads=2, max_position_embeddings=1024)
     for name, model in (("MODEL", LlamaForCausalLM(config)), ("Qwen/Qwen3-30B-A3B", tiny_mixture("qwen3_moe"))):
         model.save_pretrained(folder / name)
-        tiny_tokenizer.save_pretrained(folder / name)
+        new_tokenizer().save_pretrained(folder / name)
     text = " ".join(WORDS) + " "
     rows = [f"{text * (8 + number % 5)}{number}" for number in range(400)]
     (folder / "my.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))

@@ -45,9 +45,8 @@ def folder(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
         for layer in (block.mlp.up_proj, block.mlp.gate_proj, block.mlp.down_proj, block.self_attn.q_proj):
             layer.weight.data = keep_24(layer.weight.data)
     model.save_pretrained(tmp_path / "pruned")
-    tokenizer = tiny_tokenizer
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    tokenizer.save_pretrained(tmp_path / "pruned")
+    tiny_tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    tiny_tokenizer.save_pretrained(tmp_path / "pruned")
     compact.pack(tmp_path / "pruned", tmp_path / "COMPACT", values="int8")
     return tmp_path / "COMPACT"
 
