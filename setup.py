@@ -8,7 +8,8 @@ machines without a GPU.
 
 Environment: CXX names the compiler, THANOS_NO_EXTENSION=1 installs without the extension (pure PyTorch). THANOS_CUDA=0
 leaves the CUDA sources out, THANOS_CUDA=1 insists on them; THANOS_CUDA_ARCHS lists the architectures ("80;90+PTX";
-"+PTX" adds code that newer GPUs compile themselves); THANOS_WERROR=1 turns compiler warnings into errors.
+"+PTX" adds code that newer GPUs compile themselves); THANOS_WERROR=1 turns compiler warnings into errors;
+THANOS_SANITIZE=1 builds the C++ sources alone with ASan and UBSan (CONTRIBUTING.md says how to run that).
 """
 
 from __future__ import annotations
@@ -46,7 +47,14 @@ FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fas
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVX512 += ["-Wno-maybe-uninitialized"]  # g++ 12 warns of its own headers
-X86_TIERS = {"avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi2", "-mavx512vnni"], "avx512": AVX512, "avx2": AVX2}
+AVX512BF16 = [*AVX512, "-mavx512bf16", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512vnni"]
+X86_TIERS = {"avx512bf16": AVX512BF16, "avx512": AVX512, "avx2": AVX2}
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+
+
+def switched_on(variable: str) -> bool:
+    """Whether an environment variable is set, and not to 0."""
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 def find_compiler() -> list[str]:
@@ -82,7 +90,7 @@ def find_tiers(compiler: list[str]) -> dict[str, list[str]]:
 def find_nvcc() -> str | None:
     """The CUDA compiler, from CUDA_HOME or PATH; None where there is none or THANOS_CUDA=0."""
     wanted = os.environ.get("THANOS_CUDA")
-    if wanted in ("", "0"):
+    if wanted in ("", "0") or switched_on("THANOS_SANITIZE"):
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = (shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None) or shutil.which("nvcc")
@@ -115,21 +123,22 @@ def ninja_file(compiler: list[str], output: Path) -> str:
     nvcc = find_nvcc()
     if nvcc:
         includes.append("-DTHANOS_CUDA")
-    strict = os.environ.get("THANOS_WERROR", "0") not in ("", "0")
+    strict, sanitize = switched_on("THANOS_WERROR"), SANITIZE * switched_on("THANOS_SANITIZE")
     objects = {}
     for source in COMMON:
         objects[f"{Path(source).stem}.o"] = (source, [*includes, *defines])
     for tier, flags in tiers.items():
         for source in KERNELS:
             objects[f"{Path(source).stem}.{tier}.o"] = (source, [*flags, f"-DTHANOS_ISA={tier}"])
-    link = ["-undefined", "dynamic_lookup", "-bundle"] if sys.platform == "darwin" else ["-shared", "-Wl,-s"]
+    link = ["-undefined", "dynamic_lookup", "-bundle"] if sys.platform == "darwin" else ["-shared"]
+    link += sanitize or ["-Wl,-s"] * (sys.platform != "darwin")
     linker = f"$cxx $in -o $out -pthread -ldl {' '.join(link)}"
     if nvcc:  # it knows where its static runtime is
         linker = f"$nvcc -ccbin {compiler[0]} $in -o $out -cudart static -shared -Xcompiler -pthread -Xlinker -s"
     lines = [
         f"cxx = {shlex.join(compiler)}",
         "rule compile",
-        f"  command = $cxx {' '.join(FLAGS)}{' -Werror' * strict} $flags -MMD -MF $out.d -c $in -o $out",
+        f"  command = $cxx {' '.join([*FLAGS, *sanitize])}{' -Werror' * strict} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
@@ -180,7 +189,7 @@ class NinjaBuild(build_ext):
             shutil.copy2(output, beside)
 
 
-pure = os.environ.get("THANOS_NO_EXTENSION", "0") not in ("", "0")
+pure = switched_on("THANOS_NO_EXTENSION")
 extension = Extension(
     "thanos_kernels._C",
     sources=[f"csrc/{name}" for name in [*COMMON, *KERNELS]],

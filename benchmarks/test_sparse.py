@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.clock import in_turns
-from thanos.compact import BitmaskLinear, ColumnPrunedLinear, Sparse24Linear
+from thanos.compact import BitmaskLinear, ColumnPrunedLinear, Int8BitmaskLinear, Int8Sparse24Linear, Sparse24Linear
 from thanos.compact.base import SparseLinear
 from thanos_kernels import native, pack_24, select_n_of_m, sparse
 
@@ -59,6 +59,24 @@ def test_speed_against_the_dense_layer(
     record(name, kind="sparse", form=kind.__name__, **shape, **times, bytes_share=share)
     finding(f"{name}: {dense / sparse:.2f} times as fast as dense ({dense * 1e3:.1f} ms), {share:.3f} of its bytes")
     assert dense / sparse >= at_least
+
+
+@pytest.mark.parametrize(
+    ("kind", "rounded"), [(Sparse24Linear, Int8Sparse24Linear), (BitmaskLinear, Int8BitmaskLinear)]
+)
+def test_speed_of_int8_values_against_bfloat16(
+    finding: Callable[[str], None],
+    kind: type[SparseLinear],
+    rounded: type[Int8Sparse24Linear] | type[Int8BitmaskLinear],
+) -> None:
+    """One token; THANOS_ISA=avx2 in the environment measures that instruction set."""
+    torch.manual_seed(0)
+    layer = kind.from_linear(pruned(kind))
+    int8, inputs = rounded.from_sparse(layer), torch.randn(1, COLUMNS, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        plain, whole = in_turns([lambda: layer(inputs), lambda: int8(inputs)], 51)
+    finding(f"{rounded.__name__}, 1 token: {plain / whole:.2f} times as fast as {kind.__name__} ({plain * 1e3:.2f} ms)")
+    assert plain / whole >= 1.5
 
 
 @pytest.mark.parametrize("kind", [Sparse24Linear, BitmaskLinear])

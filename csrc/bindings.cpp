@@ -43,8 +43,8 @@ bool supported(const char* tier) {
     if (!std::strcmp(tier, "avx2")) return avx2;
     if (!std::strcmp(tier, "avx512")) return avx512;
     if (!std::strcmp(tier, "avx512bf16"))
-        return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2") &&
-               __builtin_cpu_supports("avx512vnni");
+        return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+               __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
 #endif
     return false;
 }

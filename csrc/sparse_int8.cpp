@@ -1,5 +1,5 @@
 // Linear layers with compressed int8 weights: a float16 scale for each kGroup columns of a row. For few tokens the
-// activations become int8 too, each kShared columns of a token with a scale of their own, and products are whole numbers.
+// activations become int8 too, a quarter of such a group with a scale of its own, and products are whole numbers.
 #include <algorithm>
 #include <cmath>
 
@@ -28,63 +28,53 @@ struct Int8Rows {
         return std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, columns / 2 + columns / 8));
     }
 
-    // use(column, vector, scale of its group)
-    template <class Use>
+    // use(group, its weights, its scale); weights come expanded, or with kPicks as `multiply` likes them best
+    template <bool kPicks, class Use>
     void walk(int64_t row, Use&& use) const {
         const uint16_t* scale = scales + row * groups_of(columns);
         if (bits)
-            walk_bits(row, scale, use);
+            walk_bits(row, [&](int64_t group, const auto& weights) { use(group, weights, scale[group]); });
         else
-            walk_codes(row, scale, use);
+            walk_codes(row, [&](int64_t group, const uint8_t* code, const int8_t* packed) {
+                if constexpr (kPicks)
+                    use(group, Int8Lanes::pick(code, packed), scale[group]);
+                else
+                    use(group, Int8Lanes::expand_codes(code, packed), scale[group]);
+            });
     }
 
 private:
-    static constexpr int kSteps = kGroup / Int8Lanes::kWidth;
-
     template <class Use>
-    void walk_bits(int64_t row, const uint16_t* scale, Use& use) const {
+    void walk_bits(int64_t row, Use&& use) const {
         const int8_t* next = row < tail ? values + starts[row] : padded + (starts[row] - starts[tail]);
         int64_t words = words_of(columns);
         const uint64_t* mask = bits + row * words;
-        for (int64_t word = 0; word < words; word += kGroup / kWord, ++scale) {
-            uint64_t masks[2] = {mask[word], word + 1 < words ? mask[word + 1] : 0};
-            group(word * kWord, *scale, use, [&](int step) {
-                int bit = step * Int8Lanes::kWidth;
-                uint64_t part = masks[bit / kWord] >> bit % kWord;
-                if (Int8Lanes::kWidth < kWord) part &= 0xffffffff;
-                return Int8Lanes::expand_bits(part, next);
-            });
+        for (int64_t group = 0; group < words / 2; ++group) {
+            prefetch(next, kGroup / 2);
+            use(group, Int8Lanes::expand(mask + 2 * group, next));
+        }
+        if (words % 2) {
+            uint64_t last[2] = {mask[words - 1], 0};
+            use(words / 2, Int8Lanes::expand(last, next));
         }
     }
 
     template <class Use>
-    void walk_codes(int64_t row, const uint16_t* scale, Use& use) const {
+    void walk_codes(int64_t row, Use&& use) const {
         const int8_t* next = values + row * (columns / 2);
         const uint8_t* code = codes + row * (columns / 8);
-        int64_t column = 0;
-        auto expand = [&](int) {
-            auto result = Int8Lanes::expand_codes(code, next);
-            code += Int8Lanes::kWidth / 8;
-            return result;
-        };
-        for (; column + kGroup <= columns; column += kGroup, ++scale) group(column, *scale, use, expand);
-        if (column == columns) return;
+        int64_t group = 0, left = columns % kGroup;
+        for (; group < columns / kGroup; ++group, next += kGroup / 2, code += kGroup / 8) {
+            prefetch(next, kGroup / 2);
+            use(group, code, next);
+        }
+        if (left == 0) return;
         int8_t last[kGroup / 2] = {};
         uint8_t rest[kGroup / 8];
         std::memset(rest, 0xee, sizeof rest);  // any code: the values are zeros
-        std::memcpy(last, next, (columns - column) / 2);
-        std::memcpy(rest, code, (columns - column) / 8);
-        next = last;
-        code = rest;
-        group(column, *scale, use, expand);
-    }
-
-    template <class Use, class Expand>
-    static void group(int64_t column, uint16_t scale, Use& use, Expand&& expand) {
-        typename Int8Lanes::Vector vectors[kSteps];
-#pragma GCC unroll 4
-        for (int step = 0; step < kSteps; ++step) vectors[step] = expand(step);
-        use(column, vectors, half_to_float(scale));
+        std::memcpy(last, next, left / 2);
+        std::memcpy(rest, code, left / 8);
+        use(group, rest, last);
     }
 };
 
@@ -111,66 +101,74 @@ private:
     Workspace memory_;
 };
 
-// Tokens as int8, padded with zeros to whole groups: the largest of kShared columns becomes 127.
+// Tokens as int8, padded with zeros to whole groups: the largest of the columns that share a scale becomes 127.
 class Int8Activations {
 public:
-    template <class Value>
-    Int8Activations(const Value* inputs, int64_t tokens, int64_t columns)
-        : stride(groups_of(columns) * kGroup),
-          scale_stride(stride / Int8Lanes::kWidth * Int8Lanes::kScales),
-          values_(tokens * stride),
-          scales_(tokens * scale_stride * sizeof(float)) {
-        constexpr int kRepeat = Int8Lanes::kScales * kShared / Int8Lanes::kWidth;
-        for (int64_t token = 0; token < tokens; ++token) {
-            auto* row = reinterpret_cast<uint8_t*>(values_.data()) + token * stride;
-            auto* scales = reinterpret_cast<float*>(scales_.data()) + token * scale_stride;
-            for (int64_t column = 0; column < stride; column += kShared) {
-                float x[kShared] = {}, largest = 0;
-                int64_t count = std::max<int64_t>(0, std::min<int64_t>(kShared, columns - column));
-                for (int64_t i = 0; i < count; ++i) x[i] = to_float(inputs[token * columns + column + i]);
-                bool finite = true;
-                for (float value : x) {
-                    largest = std::max(largest, std::fabs(value));
-                    finite &= std::fabs(value) <= 3.4028234663852886e38f;
-                }
-                float scale = finite ? largest / 127 : NAN;  // what is not finite makes every output NaN
-                float inverse = finite && scale > 0 ? 1 / scale : 0;
-                if (!(inverse <= 3.4028234663852886e38f)) inverse = 0;
-                for (int i = 0; i < kShared; ++i)
-                    row[column + i] = static_cast<uint8_t>(
-                        static_cast<int>(std::nearbyint(inverse > 0 ? x[i] * inverse : 0.0f)) + Int8Lanes::kBias);
-                for (int i = 0; i < kRepeat; ++i) *scales++ = scale;
-            }
-        }
-    }
-    const uint8_t* values(int64_t token) const { return reinterpret_cast<uint8_t*>(values_.data()) + token * stride; }
-    const float* scales(int64_t token) const { return reinterpret_cast<float*>(scales_.data()) + token * scale_stride; }
+    struct alignas(64) Group {
+        int8_t values[kGroup];
+        float scales[Int8Lanes::kLanes];     // of each lane that `multiply` gives
+        int32_t offsets[Int8Lanes::kLanes];  // what kBias adds to it, negative
+    };
 
-    const int64_t stride, scale_stride;
+    template <class Value>
+    Int8Activations(const Value* inputs, int64_t tokens, int64_t columns, bool picked)
+        : groups_(groups_of(columns)), memory_(tokens * groups_ * sizeof(Group)) {
+        for (int64_t token = 0; token < tokens; ++token, inputs += columns)
+            for (int64_t group = 0; group < groups_; ++group) {
+                float x[kGroup] = {};
+                int64_t begin = group * kGroup, count = std::min<int64_t>(kGroup, columns - begin);
+                for (int64_t i = 0; i < count; ++i) x[i] = to_float(inputs[begin + i]);
+                round(x, picked, this->token(token)[group]);
+            }
+    }
+
+    Group* token(int64_t index) const { return reinterpret_cast<Group*>(memory_.data()) + index * groups_; }
 
 private:
-    Workspace values_, scales_;
+    static void round(const float* x, bool picked, Group& to) {
+        constexpr int kRun = 32, kShares = 4, kOfShare = kRun / kShares;
+        float most[kRun] = {}, inverse[kRun], scales[kShares];
+        uint32_t infinite = 0;
+        for (int begin = 0; begin < kGroup; begin += kRun)
+            for (int i = 0; i < kRun; ++i) {
+                float size = std::fabs(x[begin + i]);
+                uint32_t bits;
+                std::memcpy(&bits, &size, sizeof bits);
+                infinite |= bits >= 0x7f800000;
+                most[i] = size > most[i] ? size : most[i];
+            }
+        for (int share = 0; share < kShares; ++share) {  // what is not finite makes every output NaN
+            scales[share] = infinite ? NAN : *std::max_element(most + kOfShare * share, most + kOfShare * (share + 1)) / 127;
+            float factor = 1 / scales[share];
+            std::fill_n(inverse + kOfShare * share, kOfShare, factor <= 3.4028234663852886e38f ? factor : 0.0f);
+        }
+        int32_t wholes[kGroup];
+        for (int begin = 0; begin < kGroup; begin += kRun)
+            for (int i = 0; i < kRun; ++i)
+                wholes[begin + i] = infinite ? 0 : static_cast<int32_t>(std::nearbyint(x[begin + i] * inverse[i]));
+        int32_t bias = picked ? Int8Lanes::kBias : 0;
+        for (int i = 0; i < kGroup; ++i) to.values[Int8Lanes::place(i, picked)] = static_cast<int8_t>(wholes[i] + bias);
+        std::memset(to.offsets, 0, sizeof to.offsets);
+        if (Int8Lanes::kBias && !picked)
+            for (int i = 0; i < kGroup; ++i) to.offsets[i / 4 % Int8Lanes::kLanes] -= Int8Lanes::kBias * wholes[i];
+        for (int lane = 0; lane < Int8Lanes::kLanes; ++lane)
+            to.scales[lane] = scales[share_of(Int8Lanes::column_of(lane, picked))];
+    }
+
+    const int64_t groups_;
+    Workspace memory_;
 };
 
 template <int kTokens, class Finish>
 void multiply(const Int8Rows& weights, const Int8Activations& inputs, int64_t token, int64_t row, Finish&& finish) {
-    using Sum = typename Int8Lanes::Sum;
-    constexpr int kSteps = kGroup / Int8Lanes::kWidth;
-    Sum sums[kTokens];
+    typename Int8Lanes::Sum sums[kTokens];
     for (auto& sum : sums) sum = Int8Lanes::zero();
-    const uint8_t* values = inputs.values(token);
-    const float* scales = inputs.scales(token);
-    weights.walk(row, [&](int64_t column, const auto& vectors, float scale) {
+    const Int8Activations::Group* of_token[kTokens];
+    for (int t = 0; t < kTokens; ++t) of_token[t] = inputs.token(token + t);
+    weights.walk<true>(row, [&](int64_t group, const auto& vectors, uint16_t scale) {
         for (int t = 0; t < kTokens; ++t) {
-            Sum part = Int8Lanes::zero();
-#pragma GCC unroll 4
-            for (int step = 0; step < kSteps; ++step) {
-                int64_t at = column + step * Int8Lanes::kWidth;
-                part = Int8Lanes::multiply_add(part, vectors[step], values + t * inputs.stride + at,
-                                               scales + t * inputs.scale_stride +
-                                                   at / Int8Lanes::kWidth * Int8Lanes::kScales);
-            }
-            sums[t] = Int8Lanes::scale_add(sums[t], part, scale);
+            const auto& x = of_token[t][group];
+            sums[t] = Int8Lanes::scale_add(sums[t], Int8Lanes::multiply(vectors, x.values, x.offsets), x.scales, scale);
         }
     });
     for (int t = 0; t < kTokens; ++t) finish(token + t, Int8Lanes::total(sums[t]));
@@ -193,7 +191,7 @@ void int8_linear(const int8_t* values, const uint64_t* bits, const int64_t* star
     Tail tail(weights);
     by_size(item_size, [&](auto kind) {
         using Value = decltype(kind);
-        Int8Activations x(static_cast<const Value*>(inputs), tokens, columns);
+        Int8Activations x(static_cast<const Value*>(inputs), tokens, columns, bits == nullptr);
         parallel_for(threads, rows, weights.grain(), [&](int64_t begin, int64_t end, int) {
             for (int64_t token = 0; token < tokens;) {
                 int64_t together = tokens - token >= 4 ? 4 : 1;
@@ -224,12 +222,12 @@ void int8_decode(const int8_t* values, const uint64_t* bits, const int64_t* star
         parallel_for(threads, count, weights.grain(), [&](int64_t begin, int64_t end, int) {
             for (int64_t row = begin; row < end; ++row) {
                 Value* to = static_cast<Value*>(out) + row * columns;
-                weights.walk(first + row, [&](int64_t column, const auto& vectors, float scale) {
-                    int8_t group[kGroup];
-                    for (int step = 0; step < kGroup / Int8Lanes::kWidth; ++step)
-                        Int8Lanes::store(group + step * Int8Lanes::kWidth, vectors[step]);
-                    int64_t here = std::min<int64_t>(kGroup, columns - column);
-                    for (int64_t i = 0; i < here; ++i) from_float(scale * static_cast<float>(group[i]), to + column + i);
+                weights.walk<false>(first + row, [&](int64_t group, const auto& vectors, uint16_t half) {
+                    float scale = half_to_float(half);
+                    int8_t whole[kGroup];
+                    Int8Lanes::store(whole, vectors);
+                    int64_t begin = group * kGroup, here = std::min<int64_t>(kGroup, columns - begin);
+                    for (int64_t i = 0; i < here; ++i) from_float(scale * static_cast<float>(whole[i]), to + begin + i);
                 });
             }
         });

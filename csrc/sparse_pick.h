@@ -61,6 +61,7 @@ void dot24(const Value* values, const uint16_t* metadata, const float* inputs, i
         sum = _mm256_fmadd_ps(widen(from), _mm256_blend_ps(first, second, 0xcc), sum);
     };
     for (; column + 16 * kSums <= columns; column += 16 * kSums) {
+        for (int row = 0; row < kRows; ++row) prefetch(values + row * stride + column / 2, 8 * kSums);
 #pragma GCC unroll 4
         for (int part = 0; part < kSums; ++part) {
             const float* x = inputs + column + 16 * part;

@@ -104,6 +104,7 @@ private:
             for (int64_t word = 0; word < words_of(columns); ++word, inputs += kWord) {
                 uint64_t left[kRows];
                 for (int r = 0; r < kRows; ++r) left[r] = masks[r * words_of(columns) + word];
+                for (int r = 0; r < kRows; ++r) prefetch(next[r], kWord / 2);
 #pragma GCC unroll 8
                 for (int step = 0; step < kWord / Vectors::kWidth; ++step) {
                     auto x = Vectors::load_activations(inputs + step * Vectors::kWidth);
@@ -134,6 +135,7 @@ private:
         const Value* next = values + starts[row];
         const uint64_t* mask = bits + row * words_of(columns);
         for (int64_t word = 0; word < words_of(columns); ++word) {
+            prefetch(next, kWord / 2);
 #pragma GCC unroll 8
             for (int step = 0; step < kWord / Vectors::kWidth; ++step) {
                 uint64_t part = mask[word] >> step * Vectors::kWidth & ((uint64_t{1} << Vectors::kWidth) - 1);
@@ -224,6 +226,7 @@ private:
         int64_t column = 0;
         for (; column + kBlock <= columns; column += kBlock, next += kBlock / 2) {
             masks_of_24(codes + column / 16, masks);
+            prefetch(next, kBlock / 2);
             walk_block<kWhole>(masks, column, kBlock / Vectors::kWidth, next, use);
         }
         if (column == columns) return;

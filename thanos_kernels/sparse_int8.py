@@ -2,8 +2,8 @@
 
 At 50% that is a scale for 64 kept values: of 2:4 exactly, of an unstructured mask on average. Groups are of columns and
 not of kept values so that a product with activations, which are grouped by columns, needs one multiplication a group.
-:class:`Int8` is a form of weight as those of :mod:`thanos_kernels.sparse`; few tokens become int8 as well, 32 columns
-to a scale, and are multiplied in whole numbers; for many the weight is decoded.
+:class:`Int8` is a form of weight as those of :mod:`thanos_kernels.sparse`; few tokens become int8 as well, a
+scale for a quarter of such a group, and are multiplied in whole numbers; for many the weight is decoded.
 """
 
 from __future__ import annotations
