@@ -100,8 +100,12 @@ def agreement(one: Path, other: Path) -> float:
     return same / total
 
 
-def experts_block(samples: int, length: int, experts: int) -> Row:
-    """Prune one block of Qwen3-30B-A3B's shapes at 50%: bytes beside its weights, seconds, and GE of the walk."""
+def experts_block(samples: int, length: int, experts: int, memory: float) -> Row:
+    """Prune one block of Qwen3-30B-A3B's shapes at 50%: bytes beside its weights, seconds, and GE of the walk.
+
+    Args:
+        memory: the walk's memory limit in GiB.
+    """
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     config = Qwen3MoeConfig(
@@ -118,8 +122,11 @@ def experts_block(samples: int, length: int, experts: int) -> Row:
         torch.set_default_dtype(default)
     tokens = torch.randint(4096, (samples, length), generator=torch.Generator().manual_seed(0))
     report: list[Any] = []
+    limit = int(memory * GIB)
     seconds = seconds_of(
-        lambda: report.append(peak_bytes(lambda: report.append(prune_model(model, tokens, "0.5")), interval=0.02))
+        lambda: report.append(
+            peak_bytes(lambda: report.append(prune_model(model, tokens, "0.5", memory_limit=limit)), interval=0.02)
+        )
     )
     found, peak = report
     units: dict[tuple[int, int], float] = {}
@@ -134,6 +141,7 @@ def experts_block(samples: int, length: int, experts: int) -> Row:
         steps[name] = steps.get(name, 0.0) + one
     return {
         "kind": "experts", "name": f"experts {experts}", "experts": experts, "samples": samples, "length": length,
+        "memory_limit": memory,
         "weights": sum(layer.shape[0] * layer.shape[1] for layer in found.layers), "peak": peak, "seconds": seconds,
         "walk_ge": found.seconds["total"] / unit, "prune_ge": found.seconds["prune"] / unit, "ge_seconds": unit,
         "steps": steps, "fewest_tokens": min(layer.tokens for layer in found.layers),
@@ -194,14 +202,21 @@ def processes(calibration: Path) -> Row:
 @click.option("--limit", default=1.2, help="GiB of the limited run of 'stream'.")
 @click.option("--samples", default=32, help="Of 512 tokens, for 'experts'.")
 @click.option("--experts", default=128, help="How many the block of 'experts' has.")
+@click.option("--memory-limit", "memory", default=3.0, help="GiB for the activations and Hessians of 'experts'.")
 @click.option("--results", type=click.Path(path_type=Path), help="Keep the numbers in large.jsonl in this folder.")
 def main(
-    names: tuple[str, ...], calibration: Path, limit: float, samples: int, experts: int, results: Path | None
+    names: tuple[str, ...],
+    calibration: Path,
+    limit: float,
+    samples: int,
+    experts: int,
+    memory: float,
+    results: Path | None,
 ) -> None:
     """Measure NAMES, all unless some are given."""
     silence_libraries()
     made: dict[str, Callable[[], Row]] = {
-        "experts": lambda: experts_block(samples, 512, experts),
+        "experts": lambda: experts_block(samples, 512, experts, memory),
         "stream": lambda: streamed(calibration, limit),
         "processes": lambda: processes(calibration),
     }

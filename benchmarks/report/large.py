@@ -13,7 +13,8 @@ def _experts(row: Row) -> str:
     return (
         f"A block of Qwen3-30B-A3B's shapes with {row['experts']} experts ({row['weights'] / 1e6:.0f} million weights, "
         f"random, bfloat16; {row['samples']} x {row['length']} random tokens, the least routed expert saw "
-        f"{row['fewest_tokens']}), pruned at 50%: {number(row['peak'] / GIB)} GiB beside the block's weights (6 were "
+        f"{row['fewest_tokens']}), pruned at 50% with a memory limit of {number(row['memory_limit'])} GiB: "
+        f"{number(row['peak'] / GIB)} GiB beside the block's weights (6 were "
         f"asked), {number(row['seconds'])} s, {number(row['walk_ge'])} GE with the forwards and Hessians, "
         f"{number(row['prune_ge'])} GE without."
     )

@@ -208,6 +208,8 @@ class Collector:
         def show(stage: int, expert: int, inputs: Tensor, scale: Tensor | None) -> None:
             for layer in of.get((stage, expert), ()):
                 seen(layer, inputs, scale)
+            if not self._everything:  # no other layer is given this tensor, which lives on until all experts were shown
+                self._of_input.pop(inputs, None)
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             calls.append(1)
