@@ -40,9 +40,9 @@ $(OLDER): $(INSTALLED)
 
 test: lint $(OLDER) pytest
 
-# TESTS=tests/thanos/engine narrows it. Two processes of one thread each; files of tests know nothing of each other.
+# TESTS=tests/thanos/engine narrows it. Two processes of one thread each; files of tests know nothing of each other. What is skipped says why.
 pytest: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -rs $(TESTS)
 
 # With the oldest versions that pyproject.toml claims. Takes several GB: PyTorch's old builds for Linux are for CUDA.
 test-oldest:
