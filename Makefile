@@ -40,7 +40,8 @@ $(OLDER): $(INSTALLED)
 
 test: lint $(OLDER) pytest
 
-# TESTS=tests/thanos/engine narrows it. Two processes of one thread each; files of tests know nothing of each other. What is skipped says why.
+# TESTS=tests/thanos/engine narrows it. Two processes of one thread each, for files of tests know nothing of each other;
+# what is skipped says why.
 pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -rs $(TESTS)
 
