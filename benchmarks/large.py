@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ from benchmarks.clock import seconds_of
 from benchmarks.machine import describe
 from benchmarks.memory import peak_bytes
 from benchmarks.records import Row
-from benchmarks.smollm2 import load_smollm2, model_file
+from benchmarks.smollm2 import load_smollm2
 from thanos import prune_model
 from thanos.bench_inference import random_tinyllama
-from thanos.checkpoint import load_tokenizer, save_model
+from thanos.checkpoint import save_model
 from thanos.commands.quiet import silence_libraries
 
 _ROOT = Path(__file__).parents[1]
@@ -53,11 +53,11 @@ def own_bytes(process: int) -> int:
     return total
 
 
-def run(arguments: list[str], output: Path, *, processes: int = 1, threads: int = 1, data: int | None = None) -> Row:
-    """Prune by the command in a process of its own; seconds, peak bytes, and what its report says.
+def run(arguments: list[str], output: Path, *, processes: int = 1, threads: int = 1, group: Path | None = None) -> Row:
+    """Prune by the command in a process of its own: seconds by the clock and of processors, of the walk, peak bytes.
 
     Args:
-        data: RLIMIT_DATA of the process, in bytes.
+        group: a control group that the process joins.
 
     Raises:
         RuntimeError: the command failed.
@@ -67,15 +67,15 @@ def run(arguments: list[str], output: Path, *, processes: int = 1, threads: int 
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(_ROOT)}
 
-    def limit() -> None:
-        if data is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (data, data))
+    def join() -> None:
+        if group is not None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
 
     with tempfile.TemporaryFile("w+") as said:
-        begin, peak = time.perf_counter(), 0
+        begin, peak, before = time.perf_counter(), 0, resource.getrusage(resource.RUSAGE_CHILDREN)
         child = subprocess.Popen(
             [*start, "thanos.prune", *arguments, "--output", str(output)],
-            env=environment, cwd=_ROOT, stdout=said, stderr=said, preexec_fn=limit,
+            env=environment, cwd=_ROOT, stdout=said, stderr=said, preexec_fn=join,
         )  # fmt: skip
         while child.poll() is None:
             peak = max(peak, own_bytes(child.pid))
@@ -84,8 +84,27 @@ def run(arguments: list[str], output: Path, *, processes: int = 1, threads: int 
         if child.returncode:
             said.seek(0)
             raise RuntimeError(said.read()[-2000:])
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     report = json.loads((output / "pruning.json").read_text(encoding="utf-8"))
-    return {"seconds": seconds, "walk": report["seconds"]["total"], "peak": peak, "report": report}
+    return {"seconds": seconds, "walk": report["seconds"]["total"], "processor": processor, "peak": peak}
+
+
+@contextmanager
+def control_group(limit: int) -> Iterator[Path]:
+    """A control group of so many bytes of memory, files read and written included.
+
+    Raises:
+        OSError: none can be made here.
+    """
+    first = Path("/sys/fs/cgroup/memory")  # of the first version of control groups
+    group = (first if first.exists() else first.parent) / f"thanos-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / ("memory.limit_in_bytes" if first.exists() else "memory.max")).write_text(str(limit))
+        yield group
+    finally:
+        group.rmdir()
 
 
 def agreement(one: Path, other: Path) -> float:
@@ -148,35 +167,46 @@ def experts_block(samples: int, length: int, experts: int, memory: float) -> Row
     }  # fmt: skip
 
 
+def _tokenizer(text: Path) -> Any:
+    """One of at most 32,000 tokens, as many as TinyLlama's, trained on a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train([str(text)], trainers.BpeTrainer(vocab_size=32000, special_tokens=["<unk>"], show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
 def streamed(calibration: Path, limit: float) -> Row:
     """TinyLlama-1.1B's shapes in bfloat16, 16 samples of 256 tokens: in memory, from files, and from files in a limit.
 
-    The third run has ``limit`` GiB for its data (RLIMIT_DATA, which counts address space, thread stacks included).
+    The third run is in a control group of ``limit`` GiB, where one can be made.
     """
     with tempfile.TemporaryDirectory() as folder:
         dense, out = Path(folder) / "dense", Path(folder) / "out"
-        tokenizer = load_tokenizer(model_file())
-        save_model(random_tinyllama(vocab_size=len(tokenizer)), tokenizer, dense)
+        save_model(random_tinyllama(), _tokenizer(calibration), dense)
         common = [str(dense), "--calibration", str(calibration), "--samples", "16", "--sequence-length", "256"]
         found = {}
         for name, stream in (("memory", "no"), ("files", "yes")):
             found[name] = run([*common, "--pattern", "0.5", "--stream", stream], out / name)
         try:
-            arguments = [*common, "--pattern", "0.5", "--stream", "yes"]
-            found["limited"] = run(arguments, out / "limited", data=int(limit * GIB))
-        except RuntimeError as error:
+            with control_group(int(limit * GIB)) as group:
+                arguments = [*common, "--pattern", "0.5", "--stream", "yes"]
+                found["limited"] = run(arguments, out / "limited", group=group)
+        except (OSError, RuntimeError) as error:
             click.echo(error, err=True)
-            found["limited"] = {"seconds": None, "walk": None, "peak": None}
+            found["limited"] = dict.fromkeys(found["files"])
         same = (out / "memory/model.safetensors").exists() and all(
             path.read_bytes() == (out / "files" / path.name).read_bytes()
             for path in sorted((out / "memory").glob("*.safetensors"))
         )
     if not same:
         raise RuntimeError("the streamed run gave other bytes")
-    ratio = found["files"]["seconds"] / found["memory"]["seconds"]
+    ratio = found["files"]["processor"] / found["memory"]["processor"]
     return {
         "kind": "stream", "name": "stream", "limit": limit, "ratio": ratio,
-        **{f"{name}_{key}": one[key] for name, one in found.items() for key in ("seconds", "walk", "peak")},
+        **{f"{name}_{key}": value for name, one in found.items() for key, value in one.items()},
     }  # fmt: skip
 
 
@@ -199,7 +229,7 @@ def processes(calibration: Path) -> Row:
 @click.command(context_settings={"show_default": True})
 @click.argument("names", nargs=-1, type=click.Choice(["experts", "stream", "processes"]))
 @click.option("--calibration", type=click.Path(path_type=Path), default=_DATA / "c4-sample.jsonl", help="A text.")
-@click.option("--limit", default=1.2, help="GiB of the limited run of 'stream'.")
+@click.option("--limit", default=1.2, help="GiB of the control group of 'stream'.")
 @click.option("--samples", default=32, help="Of 512 tokens, for 'experts'.")
 @click.option("--experts", default=128, help="How many the block of 'experts' has.")
 @click.option("--memory-limit", "memory", default=3.0, help="GiB for the activations and Hessians of 'experts'.")

@@ -325,8 +325,8 @@ def test_models_in_llama_cpp_stand_beside_the_dense_one(place: Path) -> None:
 def test_large_models_are_told_in_sentences(place: Path) -> None:
     machine = {"processor": "A processor", "cores": 2}
     stream = {
-        "kind": "stream", "limit": 1.5, "ratio": 1.15, "memory_seconds": 200.0, "memory_peak": 4 * 2**30,
-        "files_seconds": 230.0, "files_peak": 2**30, "limited_seconds": None,
+        "kind": "stream", "limit": 1.5, "ratio": 1.15, "memory_processor": 200.0, "memory_peak": 4 * 2**30,
+        "files_processor": 230.0, "files_peak": 2**30, "limited_processor": None,
     }  # fmt: skip
     processes = {
         "kind": "processes", "agreement": 1.0, "walk_ratio": 1.7, "ratio": 1.5, "one_walk": 76.0, "two_walk": 45.0
@@ -334,8 +334,8 @@ def test_large_models_are_told_in_sentences(place: Path) -> None:
     path = results(place) / "large.jsonl"
     write(path, {}, [{**row, "machine": machine} for row in (stream, processes)])
     part = section(text_of(place), "Models larger than one would like")
-    assert "230.0 s (1.15 times as long) and 1.00 GiB from its files" in part
-    assert "under RLIMIT_DATA of 1.50 GiB it did not finish" in part
+    assert "230.0 seconds (1.15 times as long) and 1.00 GiB from its files" in part
+    assert "in a control group of 1.50 GiB it did not finish" in part
     assert "76.00 s (1.70 times as fast" in part
     assert "100.0% of the masks agree" in part
     path.unlink()

@@ -23,18 +23,19 @@ def _experts(row: Row) -> str:
 def _stream(row: Row) -> str:
     return (
         "TinyLlama-1.1B's shapes (random, bfloat16, 16 x 256 tokens, 50%), the whole command with one thread: "
-        f"{number(row['memory_seconds'])} s and at most {number(row['memory_peak'] / GIB)} GiB of anonymous memory in "
-        f"memory, {number(row['files_seconds'])} s ({number(row['ratio'])} times as long) and "
+        f"{number(row['memory_processor'])} processor seconds and at most "
+        f"{number(row['memory_peak'] / GIB)} GiB of anonymous memory in "
+        f"memory, {number(row['files_processor'])} seconds ({number(row['ratio'])} times as long) and "
         f"{number(row['files_peak'] / GIB)} GiB from its files, with the same bytes; " + _limited(row)
     )
 
 
 def _limited(row: Row) -> str:
-    if row["limited_seconds"] is None:
-        return f"under RLIMIT_DATA of {number(row['limit'])} GiB it did not finish."
+    if row["limited_processor"] is None:
+        return f"in a control group of {number(row['limit'])} GiB it did not finish."
     return (
-        f"under RLIMIT_DATA of {number(row['limit'])} GiB, which counts what is reserved and thread stacks too, it "
-        f"finished in {number(row['limited_seconds'])} s."
+        f"in a control group of {number(row['limit'])} GiB, where files that were read and written count too, it "
+        f"finished in {number(row['limited_processor'])} seconds."
     )
 
 

@@ -17,6 +17,8 @@ from thanos.walk.decoder import Layer
 from thanos.walk.dense import DenseInputs
 from thanos.walk.experts import run
 
+_ROWS = 256  # of two Hessians that are added at a time
+
 
 class InputHessian:
     """``mean(x x.T)`` over the tokens x of one input, or their weighted mean.
@@ -101,8 +103,8 @@ class InputHessian:
             if self.drift is None or other.drift is None:
                 self.drift = None
             else:
-                self.drift.mul_(own).add_(other.drift * others)
-            self.hessian.mul_(own).add_(other.hessian * others)
+                _add(self.drift, own, other.drift, others)
+            _add(self.hessian, own, other.hessian, others)
         self.mass += other.mass
         self.tokens += other.tokens
         self.calls += other.calls
@@ -127,6 +129,12 @@ class InputHessian:
     def seconds(self) -> float:
         """Spent on the products; on a device, to be read after a wait for it."""
         return self._timed.seconds().get("hessian", 0.0) if self._timed is not None else 0.0
+
+
+def _add(mean: Tensor, own: float, other: Tensor, others: float) -> None:
+    """``own * mean + others * other`` in place, some rows at a time, for the product takes memory of its own."""
+    for rows, added in zip(mean.split(_ROWS), other.split(_ROWS), strict=True):
+        rows.mul_(own).add_(added * others)
 
 
 class Collector:
