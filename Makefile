@@ -40,9 +40,9 @@ $(OLDER): $(INSTALLED)
 
 test: lint $(OLDER) pytest
 
-# TESTS=tests/thanos/engine narrows it.
+# TESTS=tests/thanos/engine narrows it. Two processes of one thread each; files of tests know nothing of each other.
 pytest: $(INSTALLED)
-	$(RUN) -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(TESTS)
 
 # With the oldest versions that pyproject.toml claims. Takes several GB: PyTorch's old builds for Linux are for CUDA.
 test-oldest:

@@ -48,7 +48,7 @@ def experiment_rows(run: Run, name: str) -> list[dict[str, Any]]:
         BASE.get(run.pattern, 70.0) * WORSE[run.method] * (1 - 0.3 * run.alpha) * size * noise.uniform(0.98, 1.02)
     )
     row = {**common, "nominal_sparsity": nominal, "effective_sparsity": effective, "perplexity": perplexity}
-    if name in ("refine", "reconstruct", "allocation", "shrink"):
+    if name in ("refine", "reconstruct", "allocation", "shrink", "sparsity"):
         row["held_out"] = 1.3 * perplexity
     tasks = {
         t: {"accuracy": noise.uniform(0.3, 0.7), "stderr": 0.049, "metric": "acc", "documents": 100} for t in TASKS
@@ -322,6 +322,27 @@ def test_models_in_llama_cpp_stand_beside_the_dense_one(place: Path) -> None:
     assert "Not measured yet: `python -m benchmarks.llama_cpp DENSE SMALLER" in told
 
 
+def test_large_models_are_told_in_sentences(place: Path) -> None:
+    machine = {"processor": "A processor", "cores": 2}
+    stream = {
+        "kind": "stream", "limit": 1.5, "ratio": 1.15, "memory_seconds": 200.0, "memory_peak": 4 * 2**30,
+        "files_seconds": 230.0, "files_peak": 2**30, "limited_seconds": None,
+    }  # fmt: skip
+    processes = {
+        "kind": "processes", "agreement": 1.0, "walk_ratio": 1.7, "ratio": 1.5, "one_walk": 76.0, "two_walk": 45.0
+    }  # fmt: skip
+    path = results(place) / "large.jsonl"
+    write(path, {}, [{**row, "machine": machine} for row in (stream, processes)])
+    part = section(text_of(place), "Models larger than one would like")
+    assert "230.0 s (1.15 times as long) and 1.00 GiB from its files" in part
+    assert "under RLIMIT_DATA of 1.50 GiB it did not finish" in part
+    assert "76.00 s (1.70 times as fast" in part
+    assert "100.0% of the masks agree" in part
+    path.unlink()
+    told = section(text_of(place), "Models larger than one would like")
+    assert "Not measured yet: `python -m benchmarks.large" in told
+
+
 def test_the_cost_of_channels_is_told_in_products(place: Path) -> None:
     found = cells(section(text_of(place), "Channels of a layer"), "LLaMA-2 7B down_proj")
     assert found[1:] == ["4096 x 11008", "2752 of 11008", "14.00", "2.80", "3.00", "1.00", "1.80"]
@@ -343,7 +364,7 @@ def test_no_file_at_all_and_partial_ones(place: Path) -> None:
         assert f"{kept} of {len(rows)} runs are there" in text_of(place)
     for file in results(place).iterdir():
         file.unlink()
-    assert text_of(place).count("Not measured yet") == 20
+    assert text_of(place).count("Not measured yet") == 22
     assert report(place).exit_code == 0
 
 

@@ -104,6 +104,12 @@ class Lab:
         score = perplexity(model, self.tokenizer, self.text, sequence_length=WINDOW, windows=self.settings.windows)
         return score if math.isfinite(score) else None
 
+    def perplexities(self, model: Any) -> Row:
+        """On the scored text, and on the last eighth of the calibration text; None where it is not finite."""
+        windows = self.settings.windows
+        held = perplexity(model, self.tokenizer, self.held_out(), sequence_length=WINDOW, windows=windows)
+        return {"perplexity": self.perplexity(model), "held_out": held if math.isfinite(held) else None}
+
     def zero_shot(self, model: Any) -> Row:
         from thanos.scoring.zeroshot import zero_shot
 
@@ -115,6 +121,12 @@ def scored(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
     model, fields = lab.prune(run)
     accuracy = {"zero_shot": lab.zero_shot(model)} if zero_shot else {}
     return [{**fields, "perplexity": lab.perplexity(model), **accuracy}]
+
+
+def scored_twice(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
+    """The usual record, with the perplexity on the held-out part of the calibration text too."""
+    model, fields = lab.prune(run)
+    return [{**fields, **lab.perplexities(model)}]
 
 
 _lab: Lab

@@ -1,6 +1,6 @@
 """The experiments, in the order of the page."""
 
-from benchmarks.experiments import alpha, block_size, calibration, main, metric, outliers, shrink, stages
+from benchmarks.experiments import alpha, block_size, calibration, main, metric, outliers, shrink, sparsity, stages
 
 EXPERIMENTS = {
     "main": main.EXPERIMENT,
@@ -8,6 +8,7 @@ EXPERIMENTS = {
     "alpha": alpha.EXPERIMENT,
     "metric": metric.EXPERIMENT,
     "calibration": calibration.EXPERIMENT,
+    "sparsity": sparsity.EXPERIMENT,
     "refine": stages.REFINE,
     "reconstruct": stages.RECONSTRUCT,
     "allocation": stages.ALLOCATION,

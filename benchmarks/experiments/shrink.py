@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.experiments.experiment import Experiment
-from benchmarks.experiments.lab import WINDOW, Lab
+from benchmarks.experiments.lab import Lab
 from benchmarks.experiments.run import TRAINING, Run
 from benchmarks.records import Records, Row
 from benchmarks.report.groups import METHODS, pattern_name
 from benchmarks.report.markdown import NOTHING, number, percent, table
 from thanos.pattern import Shrink, parse_any_pattern
-from thanos.scoring.perplexity import perplexity
 from thanos.shrink import shrink_model
 
 _MULTIPLE = 16
@@ -45,8 +43,7 @@ def _runs() -> list[Run]:
 def measure(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
     """Perplexity on WikiText-2 and on the last eighth of the calibration text, of which nothing is calibrated."""
     model, fields = (lab.model, {"effective_sparsity": 0.0}) if run == _DENSE else _made(lab, run)
-    held = perplexity(model, lab.tokenizer, lab.held_out(), sequence_length=WINDOW, windows=lab.settings.windows)
-    return [{**fields, "perplexity": lab.perplexity(model), "held_out": held if math.isfinite(held) else None}]
+    return [{**fields, **lab.perplexities(model)}]
 
 
 def _made(lab: Lab, run: Run) -> tuple[Any, Row]:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from benchmarks.experiments.experiment import Experiment, tabled
-from benchmarks.experiments.lab import WINDOW, Lab
+from benchmarks.experiments.lab import scored_twice
 from benchmarks.experiments.run import TRAINING, Run, each_seed
-from benchmarks.records import Row
 from benchmarks.report.groups import SEEDS_OF
 from benchmarks.report.markdown import number, spread
 from thanos.options import ALLOCATIONS, REFINEMENTS, TARGETS
-from thanos.scoring.perplexity import perplexity
 
 _NOTE = (
     "Perplexity on WikiText-2 and on the last eighth of the C4 sample, from which no calibration sample is drawn: a "
     f"stage that gains on the second text alone has learnt the calibration's kind of text. {SEEDS_OF}."
 )
-
-
-def measure(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
-    """The usual record, with the perplexity on the held-out part of the calibration text too."""
-    model, fields = lab.prune(run)
-    windows = lab.settings.windows
-    held = perplexity(model, lab.tokenizer, lab.held_out(), sequence_length=WINDOW, windows=windows)
-    return [{**fields, "perplexity": lab.perplexity(model), "held_out": held if math.isfinite(held) else None}]
 
 
 def _experiment(heading: str, text: str, runs: Iterable[Run], *columns: str) -> Experiment:
@@ -39,7 +28,7 @@ def _experiment(heading: str, text: str, runs: Iterable[Run], *columns: str) -> 
         "runs",
         ("seconds", lambda group: number(group.seconds())),
     )
-    return Experiment(each_seed(runs), {heading: section}, measure=measure)
+    return Experiment(each_seed(runs), {heading: section}, measure=scored_twice)
 
 
 REFINE = _experiment(

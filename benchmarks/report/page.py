@@ -12,6 +12,7 @@ from benchmarks.machine import sentences
 from benchmarks.records import Row
 from benchmarks.report import engine, smaller, speed
 from benchmarks.report.groups import provenance
+from benchmarks.report.large import large
 from benchmarks.report.markdown import put_between
 from benchmarks.report.read import Results
 
@@ -77,6 +78,7 @@ def page(results: Results, pictures: str) -> str:
             parts += _speed(results, pictures)
         if name == "shrink":
             parts += _in_llama_cpp(results)
+    parts += _large(results)
     return "\n\n".join(parts) + "\n"
 
 
@@ -140,6 +142,16 @@ def _in_llama_cpp(results: Results) -> list[str]:
             parts += [*smaller.in_llama_cpp(rows), *sentences(rows)]
     else:
         parts.append(_not_run("python -m benchmarks.llama_cpp DENSE SMALLER --results benchmarks/results"))
+    return parts
+
+
+def _large(results: Results) -> list[str]:
+    parts = ["## Models larger than one would like"]
+    if rows := results.of("large"):
+        with _naming("large"):
+            parts += [*large(rows), *sentences(rows)]
+    else:
+        parts.append(_not_run("python -m benchmarks.large --results benchmarks/results"))
     return parts
 
 

@@ -52,6 +52,10 @@ class Peers:
         """The sum of everybody's ``tensor`` at one of them; what the others get is worthless."""
         return tensor
 
+    def bring(self, rank: int, tensor: Tensor) -> Tensor:
+        """The ``tensor`` of one, at the first, which gives one of its shape and dtype to be overwritten."""
+        return tensor
+
     def spread(self, rank: int, tensor: Tensor) -> Tensor:
         """The ``tensor`` of one, for all; the others give one of its shape and dtype, which is overwritten."""
         return tensor

@@ -238,7 +238,7 @@ def _held(module: nn.Module) -> int:
 def _leave_shared_weights(model: nn.Module, layers: list[list[Layer]], skipped: list[dict[str, Dense]]) -> None:
     """Move to ``skipped`` the layers whose weight another module, or the same one in another block, uses as well."""
     of_layers = {layer.name: layer for block in layers for layer in block}
-    used = {id(layer.module) for layer in of_layers.values()}
+    used = {id(layer.experts.holder() if layer.experts else layer.module) for layer in of_layers.values()}
     others = [
         (_join(name, own), parameter)
         for name, module in model.named_modules()

@@ -54,9 +54,10 @@ class InputHessian:
                 inputs = inputs.to(wide) * (scale * (len(inputs) / mass) ** 0.5)[:, None]
         if not mass:
             return
-        if self.hessian is None or self._timed is None:
+        if self.hessian is None:
             dtype = torch.promote_types(inputs.dtype, torch.float32)
             self.hessian = inputs.new_empty((inputs.shape[1], inputs.shape[1]), dtype=dtype)
+        if self._timed is None:
             self._timed = StepTimer(inputs.device)
         self.tokens += len(inputs)
         self.calls += 1
@@ -70,20 +71,39 @@ class InputHessian:
                     self.drift = torch.empty_like(self.hessian)
                 accumulate_drift(self.drift, dense.flatten(0, -2), inputs, mass / self.mass)
 
+    def add_halves(self, inputs: Tensor, cut: int, backend: str, dense: Tensor | None = None) -> None:
+        """Take in ``inputs`` (..., b) as two processes would: the first ``cut`` rows summed apart from the others.
+
+        What is pruned then has the same bits with one process as with two. It takes another (b, b) for the moment.
+        """
+        inputs = inputs.detach().flatten(0, -2)
+        if not 0 < cut < len(inputs):
+            self.add(inputs, backend, None, dense)
+            return
+        dense = None if dense is None else dense.flatten(0, -2)
+        second, calls = InputHessian(self.first), self.calls
+        for half, rows in ((self, slice(cut)), (second, slice(cut, None))):
+            half.add(inputs[rows], backend, None, None if dense is None else dense[rows])
+            second._timed = self._timed
+        self.merge(second)
+        self.calls = calls + 1
+
     def merge(self, other: InputHessian) -> None:
         """Take in what ``other`` saw of the same input, such as the tokens of another process."""
         if other.hessian is None:
             return
-        self.mass += other.mass
         if self.hessian is None:
             self.hessian, self._timed = other.hessian.clone(), StepTimer(other.hessian.device)
             self.drift = None if other.drift is None else other.drift.clone()
         else:
+            mass = self.mass + other.mass
+            own, others = self.mass / mass, other.mass / mass  # weighed before they are added, as by processes
             if self.drift is None or other.drift is None:
                 self.drift = None
             else:
-                self.drift.lerp_(other.drift, other.mass / self.mass)
-            self.hessian.lerp_(other.hessian, other.mass / self.mass)
+                self.drift.mul_(own).add_(other.drift * others)
+            self.hessian.mul_(own).add_(other.hessian * others)
+        self.mass += other.mass
         self.tokens += other.tokens
         self.calls += other.calls
 
@@ -119,10 +139,14 @@ class Collector:
         backend: of the operations.
         everything: whether each expert is shown all tokens, not only those routed to it.
         caught: the inputs of the dense model, from which the drift is taken.
+        samples: where all come at once, how many; their halves are summed apart (:meth:`InputHessian.add_halves`).
     """
 
-    def __init__(self, backend: str, everything: bool = False, caught: DenseInputs | None = None) -> None:
+    def __init__(
+        self, backend: str, everything: bool = False, caught: DenseInputs | None = None, samples: int = 1
+    ) -> None:
         self.backend = backend
+        self._samples = samples
         self._caught = caught
         self._everything = everything
         self._of_layer: dict[str, InputHessian] = {}
@@ -184,6 +208,8 @@ class Collector:
         def show(stage: int, expert: int, inputs: Tensor, scale: Tensor | None) -> None:
             for layer in of.get((stage, expert), ()):
                 seen(layer, inputs, scale)
+            if not self._everything:  # no other layer is given this tensor, which lives on until all experts were shown
+                self._of_input.pop(inputs, None)
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             calls.append(1)
@@ -202,7 +228,11 @@ class Collector:
         elif own is None or own is not known:
             own = self._of_layer.setdefault(layer.name, InputHessian(layer.name))
             dense = self._caught.take(layer, inputs) if self._caught is not None else None
-            own.add(inputs, self.backend, scale, dense)
+            if scale is None and self._samples > 1:
+                rows = inputs.numel() // inputs.shape[-1]
+                own.add_halves(inputs, rows * (self._samples // 2) // self._samples, self.backend, dense)
+            else:
+                own.add(inputs, self.backend, scale, dense)
             self._of_input[inputs] = inputs._version, own
 
 

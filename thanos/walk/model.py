@@ -214,10 +214,8 @@ def _judge(model: nn.Module, samples: Tensor, keeper: Keeper | None) -> Judge:
 
 def _check_peers(layers: dict[str, Layer], samples: int, options: WalkOptions, peers: Peers) -> None:
     """Raise ValueError where there is not something to do for every process."""
-    if peers.size > 1 and (options.beside or options.allocation != "uniform"):
-        raise ValueError(
-            "targets corrected, reconstruct and an allocation are the work of one process; start it without torchrun"
-        )
+    if peers.size > 1 and (options.reconstruct or options.allocation != "uniform"):
+        raise ValueError("reconstruct and an allocation are the work of one process; start it without torchrun")
     if samples < peers.size:
         raise ValueError(f"{samples} samples cannot be shared out among {peers.size} processes; start fewer")
     for name, layer in layers.items():

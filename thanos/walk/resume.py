@@ -25,7 +25,7 @@ from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.distributed import batches_of_all
 from thanos.walk.plan import Plan, copied, make_plan
-from thanos.walk.spool import DENSE, PRUNED, Hidden, SpooledHidden, forget_hidden, read_hidden, write_hidden
+from thanos.walk.spool import DENSE, PRUNED, Hidden, SpooledHidden, brought, forget_hidden, read_hidden, write_hidden
 from thanos.walk.store import Stores, in_memory
 from thanos.walk.walk import State
 
@@ -128,9 +128,8 @@ class Keeper:
             if state.block < len(plan.store):
                 for stream, states in {PRUNED: state.hidden, DENSE: state.dense}.items():
                     if states is not None:
-                        streams[stream] = states if isinstance(states, SpooledHidden) else list(states)
+                        streams[stream] = self._of_all(states, state.block, plan, stream)
                 if peers.size > 1:
-                    streams[PRUNED] = write_hidden(partial.folder, state.hidden, state.block, self._batches, peers)
                     forget_hidden(self._own(peers), state.block)
             if peers.rank:
                 partial.state = {"block": state.block}  # for what is said where this process fails
@@ -146,6 +145,20 @@ class Keeper:
                 }
                 changed, self._changed = self._changed, {}
                 self._writing = self._writer.submit(self._write, changed, streams, found)
+
+    def _of_all(self, states: Hidden, block: int, plan: Plan, stream: str) -> Hidden | dict[str, Any]:
+        """All processes' hidden states at the first, to be written; what of them lies in a file already, as it is.
+
+        Where they do not fit into memory together they go to the file at once, batch by batch.
+        """
+        peers = plan.peers
+        if peers.size == 1:
+            return states if isinstance(states, SpooledHidden) else list(states)
+        each = states[0][0].nbytes
+        fits = each * sum(count for _, _, count in self._batches) <= plan.memory_limit
+        if isinstance(states, list) and (fits or peers.rank):
+            return list(brought(states, self._batches, peers))
+        return write_hidden(self._partial.folder, states, block, self._batches, peers, stream)
 
     def searched(self) -> SearchState | None:
         """Where an unfinished search for an allocation stopped."""
@@ -191,7 +204,7 @@ class Keeper:
             hidden = read_hidden(folder, spool, block, self._batches, peers, plan.device, self._own(peers))
         beside, dense = found.get("dense"), None
         if beside is not None:
-            dense = read_hidden(folder, beside, block, self._batches, peers, plan.device, folder, DENSE)
+            dense = read_hidden(folder, beside, block, self._batches, peers, plan.device, self._own(peers), DENSE)
         blocks = [BlockReport(**{**one, "parameters": tuple(one["parameters"])}) for one in found.get("blocks", [])]
         if self._restored is not None:
             pruned = self._restored(self._partial.model) if peers.rank == 0 else model

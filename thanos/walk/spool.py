@@ -140,6 +140,21 @@ def forget_hidden(folder: Path, before: int) -> None:
             path.unlink()
 
 
+def brought(hidden: Hidden, batches: Sequence[tuple[int, int, int]], peers: Peers) -> Iterator[Tensor]:
+    """Everybody's hidden states, batch by batch, at the first process; at the others nothing, but they must ask too.
+
+    Args:
+        batches: as for :func:`read_hidden`.
+    """
+    one, own = hidden[0], iter(hidden)
+    for rank, _, count in batches:
+        states = next(own) if rank == peers.rank else one
+        if rank:
+            states = peers.bring(rank, states if rank == peers.rank else one.new_empty((count, *one.shape[1:])))
+        if peers.rank == 0:
+            yield states
+
+
 def write_hidden(
     folder: Path,
     hidden: Hidden,
@@ -162,12 +177,9 @@ def write_hidden(
     if peers.size > 1 or not isinstance(hidden, SpooledHidden):
         if peers.rank == 0:
             path.write_bytes(b"")
-        own = iter(hidden)
-        for batch, (rank, _, _) in enumerate(batches):
-            states = next(own) if rank == peers.rank else one.new_empty(layout.shapes[batch])
-            states = peers.spread(rank, states)
-            if peers.rank == 0:
-                write_batch(path, layout, batch, states)
+        every = brought(hidden, batches, peers) if peers.size > 1 else hidden
+        for batch, states in enumerate(every):
+            write_batch(path, layout, batch, states)
     return {"file": path.name, "in_memory": isinstance(hidden, list), **layout.record()}
 
 

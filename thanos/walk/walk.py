@@ -21,7 +21,7 @@ from thanos.report import BlockReport, LayerReport
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Layer
 from thanos.walk.dense import ROUTED, UNMATCHED, DenseInputs
-from thanos.walk.distributed import merge_experts, merged, owner, owners, spread_layers
+from thanos.walk.distributed import merge_experts, merged, owner, owners, rows_are_worth_sharing, spread_layers
 from thanos.walk.events import Progress
 from thanos.walk.finite import check_finite
 from thanos.walk.hessians import Collector, InputHessian
@@ -207,7 +207,10 @@ class BlockWork:
         options = walk.options
         self.corrects = options.targets == "corrected" and options.correction > 0
         self.caught = DenseInputs()
-        self.collector = Collector(options.backend, options.experts == "all", self.caught if self.corrects else None)
+        caught = self.caught if self.corrects else None
+        together = walk.plan.passes == 1 and walk.peers.size == 1
+        samples = walk.plan.batch_size if together else 1
+        self.collector = Collector(options.backend, options.experts == "all", caught, samples)
         self._corrections: WeakKeyDictionary[InputHessian, dict[torch.dtype, Tensor]] = WeakKeyDictionary()
         self._walk = walk
         self._state = state
@@ -233,7 +236,7 @@ class BlockWork:
         layers = [one for one in self._walk.plan.together.get(layer.name, []) if one.name in self._walk.chosen]
         shared = owners(layers, peers) if peers.size > 1 and len(layers) > 1 else None
         if shared is None:
-            self._prune(layer, inputs, peers)
+            self._prune(layer, inputs, peers if rows_are_worth_sharing(layer) else ALONE)
             return
         for one, rank in zip(layers, shared, strict=True):
             if rank == peers.rank:

@@ -1,7 +1,8 @@
 """One process of several: ``torchrun rank.py ACTION ARGUMENTS...``, the arguments those of ``thanos.prune``.
 
 ACTION is what process 1 does before it prunes its third layer: ``none``, ``die``, ``stop`` (as a hung machine would),
-``sleep``, ``fail``, or ``other`` (it is started with another seed). Patience is short here.
+``sleep``, ``fail``, or ``other`` (it is started with another seed). Patience is short here, and rows are shared out
+however small a layer is, but for ``whole``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from thanos.commands import processes
 from thanos.commands.cli import start
 from thanos.prune import main
-from thanos.walk import walk
+from thanos.walk import distributed, walk
 
 processes._INTERVAL, processes._PATIENCE = 0.2, 6.0
 ACTIONS = {
@@ -44,9 +45,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     action, *arguments = sys.argv[1:]
     sys.argv[1:] = arguments
+    if action != "whole":
+        distributed._WORTH_SHARING = 0
     if os.environ["RANK"] == "1":
         if action == "other":
             sys.argv += ["--damping", "0.02"]
-        elif action != "none":
+        elif action in ACTIONS:
             act(action)
     start(main)

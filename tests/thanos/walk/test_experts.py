@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from thanos.checkpoint import can_convert
 from thanos.walk import walk
 from thanos.walk.decoder import Layer, find_decoder
 from thanos.walk.experts import FusedExperts
+from thanos.walk.hessians import InputHessian
 
 
 def build(family: str) -> Any:
@@ -26,7 +28,7 @@ def build(family: str) -> Any:
         pytest.skip(f"this version of transformers has no {family}")
     if family in ("gpt_oss", "llama4") and not can_convert():
         pytest.skip(f"Transformers 4 routes {family} otherwise; gpt_oss is refused, llama4 depends on the batch")
-    if not any(layer.experts for block in find_decoder(model).layers for layer in block):
+    if not can_convert() and not projections(model):
         pytest.skip(f"this version of transformers keeps the experts of {family} as ordinary layers")
     return model
 
@@ -199,6 +201,29 @@ def test_the_memory_limit_cuts_experts_into_groups_and_changes_nothing(token_sam
     assert {entry.name for entry in reports[0].layers} == {entry.name for entry in reports[1].layers}
     for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("family", "passes"), [("qwen3_moe", 1), ("dbrx", 1), ("qwen3_moe", 2)])
+def test_hessians_of_experts_are_forgotten_once_they_are_pruned(
+    family: str, passes: int, token_samples: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one pass an expert's Hessian lives while it is pruned, in two until then: not as long as its inputs do."""
+    model, made, alive = build(family), weakref.WeakSet[InputHessian](), list[int]()
+    begin, prune = InputHessian.__init__, walk.prune_layer
+
+    def init(self: InputHessian, first: str) -> None:
+        begin(self, first)
+        made.add(self)
+
+    def count(*args: Any, **options: Any) -> Any:
+        alive.append(sum(one.hessian is not None for one in made))
+        return prune(*args, **options)
+
+    monkeypatch.setattr(InputHessian, "__init__", init)
+    monkeypatch.setattr(walk, "prune_layer", count)
+    prune_model(model, token_samples, "0.5", passes=passes, memory_limit=1)
+    assert len(projections(model)) >= 16
+    assert max(alive) <= 8  # of one expert, blended with the pool, two pools, and the attention's
 
 
 def test_an_expert_that_sees_no_token_is_pruned_on_the_pool_and_says_so(token_samples: Tensor) -> None:
