@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the ground up; rooms on one line stand beside each other and do not import each other.
 FLOORS = [
+    {"threads"},
     {"thanos_kernels"},
     {"pattern", "linear"},
     {"options"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -173,3 +175,27 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_lacks() -> None:
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what GNU OpenMP says of itself")
+@pytest.mark.parametrize(
+    ("command", "given", "spins"),
+    [
+        (["-m", "thanos.prune", "--help"], {}, "1000"),
+        (["-m", "thanos.prune", "--help"], {"GOMP_SPINCOUNT": "77"}, "77"),
+        (["-m", "thanos.prune", "--help"], {"OMP_WAIT_POLICY": "passive"}, "0"),
+        (["-c", "import benchmarks, thanos", "thanos.prune"], {}, "300000"),
+    ],
+)
+def test_threads_of_a_command_sleep_soon_and_those_of_a_users_process_wait_as_they_did(
+    command: list[str], given: dict[str, str], spins: str
+) -> None:
+    """On a machine shared with one busy process, a walk took many times as long with threads that spin."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment = {**kept, **given, "OMP_DISPLAY_ENV": "verbose"}
+    run = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", run.stderr)
+    if found is None:
+        pytest.skip("this PyTorch is not built with GNU OpenMP")
+    assert found[1] == spins

@@ -1,5 +1,10 @@
 """Prune large language models after training: Thanos, SparseGPT, Wanda and magnitude in one engine."""
 
+# ruff: noqa: E402
+from thanos.threads import wait_briefly  # isort: skip
+
+wait_briefly()  # PyTorch reads it when it is loaded, by what comes next
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
