@@ -1,4 +1,4 @@
-"""How far compensation pays: three methods from a tenth of the weights to half of them, on two texts."""
+"""How far compensation pays: Wanda and Thanos from a tenth of the weights to half of them, on two texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.report.markdown import NOTHING, number, percent, table
 
 _DENSE = Run("dense", None)
 _SHARES = ("0.1", "0.2", "0.3", "0.4", "0.5")
-_METHODS = ("wanda", "sparsegpt", "thanos")
+_METHODS = ("wanda", "thanos")
 
 
 def section(found: Records) -> list[str]:
