@@ -45,6 +45,11 @@ class Layer:
         return weight_of(self.module)
 
     @property
+    def holder(self) -> nn.Module:
+        """The module whose own parameter holds it."""
+        return self.module if self.experts is None else self.experts.holder()
+
+    @property
     def parameter_name(self) -> str:
         """The full name of the parameter that holds it."""
         return f"{self.name}.weight" if self.experts is None else self.experts.parameter_name(self.parameter)
@@ -238,7 +243,7 @@ def _held(module: nn.Module) -> int:
 def _leave_shared_weights(model: nn.Module, layers: list[list[Layer]], skipped: list[dict[str, Dense]]) -> None:
     """Move to ``skipped`` the layers whose weight another module, or the same one in another block, uses as well."""
     of_layers = {layer.name: layer for block in layers for layer in block}
-    used = {id(layer.experts.holder() if layer.experts else layer.module) for layer in of_layers.values()}
+    used = {id(layer.holder) for layer in of_layers.values()}
     others = [
         (_join(name, own), parameter)
         for name, module in model.named_modules()

@@ -23,15 +23,10 @@ def count_zeros(block: nn.Module, layers: list[Layer], reports: Mapping[str, Lay
         report = reports.get(layer.name)
         total += layer.weight.numel()
         zeros += report.zeros if report else layer.weight.numel() - int(layer.weight.count_nonzero())
-        counted |= {id(parameter) for parameter in holder(layer).parameters(recurse=False)}
+        counted |= {id(parameter) for parameter in layer.holder.parameters(recurse=False)}
     for parameter in block.parameters():
         if id(parameter) not in counted:
             counted.add(id(parameter))
             total += parameter.numel()
             zeros += parameter.numel() - int(parameter.count_nonzero())
     return zeros, total
-
-
-def holder(layer: Layer) -> nn.Module:
-    """The module whose own parameter a layer's weight is."""
-    return layer.module if layer.experts is None else layer.experts.holder()
