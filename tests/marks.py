@@ -1,11 +1,15 @@
-"""Marks of tests of what takes a newer version of a library than the oldest claimed."""
+"""What tests need that may not be there: newer versions of a library than the oldest claimed, and data."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from thanos.checkpoint import can_convert
+
+SHARED = Path(__file__).parents[2] / "shared"  # beside the project
 
 streams = pytest.mark.skipif(not can_convert(), reason="with Transformers 4 streaming is refused")
 fuses = pytest.mark.skipif(not can_convert(), reason="with Transformers 4 most experts are ordinary layers")

@@ -1,15 +1,15 @@
 """The engine against brute force in float64, case by case. The cases lie outside the project; without them: skipped."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.marks import SHARED
 from thanos import Pattern, SemiStructured, Structured, Unstructured, prune_weight
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "golden"
+FOLDER = SHARED / "golden"
 CASES = json.loads((FOLDER / "manifest.json").read_text()) if (FOLDER / "manifest.json").exists() else []
 
 pytestmark = pytest.mark.skipif(not CASES, reason=f"no golden cases beside the project ({FOLDER.name} folder missing)")

@@ -14,11 +14,12 @@ import pytest
 import torch
 from zero_shot_files import documents, write_task
 
+from tests.marks import SHARED
 from thanos.scoring.zeroshot import TASKS, Average, TaskScore, ZeroShot, load_tasks, zero_shot
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[eval]'")
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "zeroshot"
+REAL = SHARED / "data" / "zeroshot"
 
 
 LONG: dict[str, dict[str, Any]] = {
@@ -244,9 +245,9 @@ def test_without_a_hub_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         load_tasks(["piqa"])
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not there")
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared is not there")
 def test_the_real_files(tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
-    loaded = load_tasks(TASKS, SHARED)
+    loaded = load_tasks(TASKS, REAL)
     assert loaded.left_out == ("hellaswag",)
     scores = zero_shot(tiny_model("llama"), tiny_tokenizer, loaded, limit=2)
     assert [score.documents for score in scores.tasks.values()] == [2] * 6

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.marks import SHARED
 from thanos import SemiStructured, Structured, Unstructured, prune_weight
 
-FOLDER = Path(__file__).parents[3].parent / "shared" / "golden"
+FOLDER = SHARED / "golden"
 CASES = json.loads((FOLDER / "manifest.json").read_text()) if (FOLDER / "manifest.json").exists() else []
 METHODS = ["thanos", "sparsegpt", "wanda", "magnitude"]
 PATTERNS = {"unstructured": Unstructured(0.5), "n:m": SemiStructured(2, 4), "structured": Structured(0.25)}
