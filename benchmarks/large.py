@@ -26,7 +26,7 @@ import torch
 from safetensors import safe_open
 
 from benchmarks import records
-from benchmarks.clock import seconds_of
+from benchmarks.ge import unit_seconds
 from benchmarks.machine import describe
 from benchmarks.memory import peak_bytes
 from benchmarks.records import Row
@@ -53,8 +53,8 @@ def own_bytes(process: int) -> int:
     return total
 
 
-def run(arguments: list[str], output: Path, *, processes: int = 1, threads: int = 1, group: Path | None = None) -> Row:
-    """Prune by the command in a process of its own: seconds by the clock and of processors, of the walk, peak bytes.
+def run(arguments: list[str], output: Path, *, processes: int = 1, group: Path | None = None) -> Row:
+    """Prune by the command in processes of one thread: seconds by the clock and of processors, of the walk, peak bytes.
 
     Args:
         group: a control group that the process joins.
@@ -65,7 +65,7 @@ def run(arguments: list[str], output: Path, *, processes: int = 1, threads: int 
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(_ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
 
     def join() -> None:
         if group is not None:
@@ -125,35 +125,21 @@ def experts_block(samples: int, length: int, experts: int, memory: float) -> Row
     Args:
         memory: the walk's memory limit in GiB.
     """
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
     config = Qwen3MoeConfig(
         vocab_size=4096, hidden_size=2048, moe_intermediate_size=768, num_experts=experts, num_experts_per_tok=8,
         num_hidden_layers=1, num_attention_heads=32, num_key_value_heads=4, head_dim=128, norm_topk_prob=True,
-        dtype="bfloat16",
     )  # fmt: skip
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        torch.manual_seed(0)
-        model = Qwen3MoeForCausalLM(config)
-    finally:
-        torch.set_default_dtype(default)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     tokens = torch.randint(4096, (samples, length), generator=torch.Generator().manual_seed(0))
-    report: list[Any] = []
-    limit = int(memory * GIB)
-    seconds = seconds_of(
-        lambda: report.append(
-            peak_bytes(lambda: report.append(prune_model(model, tokens, "0.5", memory_limit=limit)), interval=0.02)
-        )
-    )
-    found, peak = report
-    units: dict[tuple[int, int], float] = {}
-    for layer in found.layers:
-        if layer.shape not in units:
-            weight, hessian = torch.randn(layer.shape), torch.randn(layer.shape[1], layer.shape[1])
-            weight @ hessian
-            units[layer.shape] = seconds_of(lambda w=weight, h=hessian: w @ h)  # type: ignore[misc]
+    reports: list[Any] = []
+    limit, begin = int(memory * GIB), time.perf_counter()
+    peak = peak_bytes(lambda: reports.append(prune_model(model, tokens, "0.5", memory_limit=limit)), interval=0.02)
+    seconds, found = time.perf_counter() - begin, reports[0]
+    shapes = {layer.shape for layer in found.layers}
+    units = {shape: unit_seconds(torch.randn(shape), torch.randn(shape[1], shape[1])) for shape in shapes}
     unit = sum(units[layer.shape] for layer in found.layers)
     steps: dict[str, float] = {}
     for name, one in chain.from_iterable(layer.seconds.items() for layer in found.layers):

@@ -84,9 +84,9 @@ class InputHessian:
             return
         dense = None if dense is None else dense.flatten(0, -2)
         second, calls = InputHessian(self.first), self.calls
-        for half, rows in ((self, slice(cut)), (second, slice(cut, None))):
-            half.add(inputs[rows], backend, None, None if dense is None else dense[rows])
-            second._timed = self._timed
+        self.add(inputs[:cut], backend, None, None if dense is None else dense[:cut])
+        second._timed = self._timed
+        second.add(inputs[cut:], backend, None, None if dense is None else dense[cut:])
         self.merge(second)
         self.calls = calls + 1
 
