@@ -17,12 +17,15 @@ from benchmarks.experiments.run import TRAINING, Run
 from benchmarks.machine import describe
 from benchmarks.records import Row
 from benchmarks.smollm2 import NAME, load_smollm2
-from thanos import prune_model
+from thanos import prune_model, shrink_model
 from thanos.checkpoint import DTYPES
+from thanos.options import WalkOptions
+from thanos.pattern import Shrink, parse_any_pattern
 from thanos.scoring.perplexity import load_tokens, perplexity
-from thanos.text import load_samples
+from thanos.text import load_packed, load_samples
 
 WINDOW = 1024
+MULTIPLE = 16  # of the widths of smaller models
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,20 @@ class Lab:
             return windows[chosen[: run.samples]]
         source: Any = {"c4": self.settings.calibration}.get(run.source, run.source)
         if run.source == TRAINING:
-            source = self._documents()[0]
+            source = self.documents()[0]
         return load_samples(source, self.tokenizer, run.samples, run.length, run.seed).tokens
 
     def held_out(self) -> torch.Tensor:
         """The tokens of the last eighth of the C4 text's documents."""
-        text = "\n\n".join(self._documents()[1])
+        text = "\n\n".join(self.documents()[1])
         return self.tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
 
-    def _documents(self) -> tuple[list[str], list[str]]:
+    def training(self, length: int) -> torch.Tensor:
+        """All of the C4 text but its last eighth, in windows (N, length)."""
+        return load_packed(self.documents()[0], self.tokenizer, length).tokens
+
+    def documents(self) -> tuple[list[str], list[str]]:
+        """Of the C4 text: the first seven eighths, and those held out."""
         documents = [json.loads(line)["text"] for line in self.settings.calibration.read_text().splitlines()]
         first = len(documents) * 7 // 8
         return documents[:first], documents[first:]
@@ -94,10 +102,31 @@ class Lab:
         if run.method == "dense":
             return self.model, {"nominal_sparsity": 0.0, "effective_sparsity": 0.0}
         model = copy.deepcopy(self.model)
+        pattern = parse_any_pattern(str(run.pattern))
+        if isinstance(pattern, Shrink):
+            return self._shrink(model, pattern, run)
         report = prune_model(model, self.samples(run), str(run.pattern), **run.options())
         seconds = {part: round(value, 3) for part, value in report.seconds.items()}
         sparsities = {"nominal_sparsity": report.nominal_sparsity, "effective_sparsity": report.effective_sparsity}
         return model, {**sparsities, "seconds": seconds}
+
+    def _shrink(self, model: Any, pattern: Shrink, run: Run) -> tuple[Any, Row]:
+        """A smaller model, as the command makes it; of a preset, what there is of it where nothing is masked."""
+        preset = WalkOptions.of(0.5, quality=run.quality)
+        correction = preset.correction if preset.targets == "corrected" else 0.0
+        shrunk = shrink_model(
+            model,
+            self.samples(run),
+            pattern,
+            multiple=MULTIPLE,
+            correction=correction,
+            reconstruct=preset.reconstruct,
+        )
+        seconds = {part: round(value, 3) for part, value in shrunk.report.seconds.items()}
+        removed = shrunk.report.options.get("removed_blocks")
+        more = {"removed_blocks": removed} if removed else {}
+        sparsity = round(shrunk.report.effective_sparsity, 5)
+        return shrunk.model, {"effective_sparsity": sparsity, "seconds": seconds, "became": shrunk.became, **more}
 
     def perplexity(self, model: Any) -> float | None:
         """On the scored text; None where it is not finite."""

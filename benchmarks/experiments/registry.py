@@ -1,6 +1,17 @@
 """The experiments, in the order of the page."""
 
-from benchmarks.experiments import alpha, block_size, calibration, main, metric, outliers, shrink, sparsity, stages
+from benchmarks.experiments import (
+    alpha,
+    block_size,
+    calibration,
+    main,
+    metric,
+    outliers,
+    recovery,
+    shrink,
+    sparsity,
+    stages,
+)
 
 EXPERIMENTS = {
     "main": main.EXPERIMENT,
@@ -13,5 +24,6 @@ EXPERIMENTS = {
     "reconstruct": stages.RECONSTRUCT,
     "allocation": stages.ALLOCATION,
     "shrink": shrink.EXPERIMENT,
+    "recovery": recovery.EXPERIMENT,
     "outliers": outliers.EXPERIMENT,
 }

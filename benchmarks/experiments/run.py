@@ -10,11 +10,12 @@ SEEDS = (0, 1, 2)
 PATTERNS = ("0.5", "structured:0.3", "4:8", "2:4")  # of the main table
 TRAINING = "c4-first"  # the source of the first seven eighths of the C4 text; the rest is held out
 _SAMPLING = ("source", "samples", "length", "seed")
+_TRAINING = ("recover", "minutes")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pruned model: options of :func:`thanos.prune_model`, and its calibration samples.
+    """One pruned model: options of :func:`thanos.prune_model`, its calibration samples, and how it is trained after.
 
     Records keep only what differs from the defaults here. So a new option may be added, with a default that does what
     was done without it; a default must not change.
@@ -30,6 +31,9 @@ class Run:
     targets: str = "own"
     reconstruct: int = 0
     allocation: str = "uniform"
+    quality: str = "fast"
+    recover: str | None = None
+    minutes: int = 0
     source: str = "c4"
     samples: int = 32
     length: int = 512
@@ -41,7 +45,7 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         """The options of :func:`thanos.prune_model` beside the pattern."""
-        chosen = {key: value for key, value in self.told().items() if key not in ("pattern", *_SAMPLING)}
+        chosen = {key: value for key, value in self.told().items() if key not in ("pattern", *_SAMPLING, *_TRAINING)}
         return {"outlier_fraction" if key == "alpha" else key: value for key, value in chosen.items()}
 
 

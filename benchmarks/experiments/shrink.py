@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from typing import Any
 
 from benchmarks.experiments.experiment import Experiment
-from benchmarks.experiments.lab import Lab
+from benchmarks.experiments.lab import MULTIPLE, scored_twice
 from benchmarks.experiments.run import TRAINING, Run
 from benchmarks.records import Records, Row
 from benchmarks.report.groups import METHODS, pattern_name
 from benchmarks.report.markdown import NOTHING, number, percent, table
-from thanos.pattern import Shrink, parse_any_pattern
-from thanos.shrink import shrink_model
-
-_MULTIPLE = 16
 
 # In SmolLM2-135M a feed-forward channel is 0.049% of a block, three query heads (one a group) 6.2%, a group 8.3%.
 _SHARES: dict[str, tuple[str, ...]] = {
@@ -40,24 +34,6 @@ def _runs() -> list[Run]:
     return [_DENSE, *smaller, *columns, replace(columns[0], alpha=0.1)]
 
 
-def measure(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
-    """Perplexity on WikiText-2 and on the last eighth of the calibration text, of which nothing is calibrated."""
-    model, fields = (lab.model, {"effective_sparsity": 0.0}) if run == _DENSE else _made(lab, run)
-    return [{**fields, **lab.perplexities(model)}]
-
-
-def _made(lab: Lab, run: Run) -> tuple[Any, Row]:
-    pattern = parse_any_pattern(str(run.pattern))
-    if not isinstance(pattern, Shrink):
-        return lab.prune(run)
-    shrunk = shrink_model(copy.deepcopy(lab.model), lab.samples(run), pattern, multiple=_MULTIPLE)
-    seconds = {part: round(value, 3) for part, value in shrunk.report.seconds.items()}
-    removed = shrunk.report.options.get("removed_blocks")
-    more = {"removed_blocks": removed} if removed else {}
-    sparsity = round(shrunk.report.effective_sparsity, 5)
-    return shrunk.model, {"effective_sparsity": sparsity, "seconds": seconds, "became": shrunk.became, **more}
-
-
 def section(found: Records) -> list[str]:
     """A table a share, the best in bold, and the smaller models beside those with columns removed."""
     rows = {Run(**row["run"]): row for row in found.rows}
@@ -66,7 +42,7 @@ def section(found: Records) -> list[str]:
         "Channels of the feed-forwards, query heads (`heads:3`: one of each group), groups with their key and value "
         "heads (`kv-heads`) and blocks, alone and together, at about the same share of the weights of the blocks. "
         "*Held out* is the perplexity on the last eighth of the C4 sample, from which no calibration sample is drawn. "
-        f"All are ordinary, smaller models; widths in multiples of {_MULTIPLE}. Dense: "
+        f"All are ordinary, smaller models; widths in multiples of {MULTIPLE}. Dense: "
         f"{number(dense.get('perplexity'))}, held out {number(dense.get('held_out'))}. In bold, the lowest of a table.",
     ]
     for share, patterns in _SHARES.items():
@@ -101,4 +77,4 @@ def _table(rows: dict[Run, Row]) -> str:
     return table(["removed", "of the weights", "perplexity", "held out", "seconds"], lines)
 
 
-EXPERIMENT = Experiment(_runs(), {"Smaller models: which axis first?": section}, measure=measure)
+EXPERIMENT = Experiment(_runs(), {"Smaller models: which axis first?": section}, measure=scored_twice)
