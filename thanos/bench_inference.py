@@ -74,9 +74,9 @@ def random_tinyllama(**changes: int) -> Any:
         torch.set_default_dtype(default)
 
 
-def random_checkpoint(folder: Path, pattern: str) -> None:
+def random_checkpoint(folder: Path, pattern: str, **changes: int) -> None:
     """Write :func:`random_tinyllama` with half of each linear layer in the blocks zero."""
-    model = random_tinyllama()
+    model = random_tinyllama(**changes)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             weight = module.weight.data
@@ -104,9 +104,7 @@ def measure(
     with torch.inference_mode():
         for turn in range(repeats + 1):
             for i, model in enumerate(models):
-                state = model(long[:, :8], use_cache=True)
-                steps = _decode(model, state, tokens, device)
-                once = _timed(lambda model=model: model(long, use_cache=True), device)  # type: ignore[misc]
+                steps, once = timed_turn(model, long, tokens)
                 if turn:  # the first turn warms up
                     decode[i] += steps
                     prefill[i].append(once)
@@ -114,6 +112,13 @@ def measure(
         Measured(file_bytes(folder), weight_bytes(model), 1 / median(decode[i]), prompt / median(prefill[i]))
         for i, (model, folder) in enumerate(zip(models, folders, strict=True))
     ]
+
+
+def timed_turn(model: Any, long: torch.Tensor, tokens: int) -> tuple[list[float], float]:
+    """Seconds of each of ``tokens`` decoded after the first eight of a prompt (1, S), and of the whole prompt."""
+    state = model(long[:, :8], use_cache=True)
+    steps = _decode(model, state, tokens, long.device)
+    return steps, _timed(lambda: model(long, use_cache=True), long.device)
 
 
 def _decode(model: Any, state: Any, tokens: int, device: torch.device) -> list[float]:

@@ -15,12 +15,15 @@ from typing import Any, TypeVar
 import torch
 
 import thanos_kernels as kernels
-from thanos.pattern import Pattern, SemiStructured, Unstructured, read_pattern
+from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, read_pattern
 from thanos_kernels.errors import first_line
 
 METHODS = ("thanos", "sparsegpt", "wanda", "magnitude")
 REFINEMENTS = ("none", "refit", "admm")
 """What follows the method: nothing; a refit of the kept weights; or a search for a better mask, and the refit."""
+VALUES = {"plain": 0, "int8": 127, "int4": 7}
+"""What kept weights are: as they are solved for, or whole numbers up to this one times a scale for 128 columns."""
+
 METRICS = ("wanda", "obs", "magnitude")
 """What Thanos may choose its mask by: |w| * norm of the input, the optimal brain surgeon's w^2 / [H^-1]_jj, or |w|."""
 
@@ -58,6 +61,9 @@ class Options:
         refine: what follows the method: ``none``; ``refit``, the kept weights solved for once more with the mask as it
             is; or ``admm``, a search for a better mask of the same pattern between two refits. The layer loss never
             rises.
+        values: what kept weights are: ``plain``, or rounded to ``int8`` as :func:`thanos.pack` rounds them, where later
+            columns make up for what rounding did to earlier ones; ``int4`` is there to compare with, and has no packed
+            form. Of whole removed columns they stay plain.
         backend: of the operations: ``auto``, ``native``, ``triton`` or ``reference``.
 
     Raises:
@@ -71,12 +77,14 @@ class Options:
     damping: float = 0.01
     metric: str | None = None
     refine: str = "none"
+    values: str = "plain"
     backend: str = "auto"
 
     def __post_init__(self) -> None:
         _choice("method", self.method, METHODS)
         _choice("backend", self.backend, kernels.BACKENDS)
         _choice("refine", self.refine, REFINEMENTS)
+        _choice("values", self.values, tuple(VALUES))
         if self.metric is not None:
             _choice("metric", self.metric, METRICS)
             if self.method != "thanos":
@@ -114,6 +122,11 @@ class Options:
         m = self.pattern.m if isinstance(self.pattern, SemiStructured) else 1
         columns = 128 if m == 1 or self.refine != "none" else 512
         return max(m, columns // m * m)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether kept weights are rounded."""
+        return VALUES[self.values] > 0 and not isinstance(self.pattern, Structured)
 
     def outliers(self, rows: int) -> int:
         """How many of a layer's rows are left untouched."""

@@ -35,8 +35,19 @@ from thanos.commands.hub import check_hub, hub_option, push
 from thanos.commands.processes import joined, own_device, started_by_torchrun
 from thanos.commands.quiet import silence_libraries
 from thanos.commands.runs import Given, SmallerModel, make_smaller, prune_weights
+from thanos.compact import VALUES
 from thanos.engine.peers import Peers
-from thanos.options import ALLOCATIONS, EXPERTS, METHODS, METRICS, QUALITIES, REFINEMENTS, TARGETS, WalkOptions, preset
+from thanos.options import (
+    ALLOCATIONS,
+    EXPERTS,
+    METHODS,
+    METRICS,
+    QUALITIES,
+    REFINEMENTS,
+    TARGETS,
+    WalkOptions,
+    preset,
+)
 from thanos.pattern import IMPORTANCES, Shrink, check_axes, parse_any_pattern
 from thanos_kernels import BACKENDS
 
@@ -53,6 +64,7 @@ _OF_WEIGHTS = (
     "experts",
     "exclude",
 )
+_OF_VALUES = ("values",)  # set by --pack
 _OF_SHAPES = ("importance", "multiple")
 _OF_CUT_BLOCKS = ("targets", "correction", "reconstruct", "quality")
 
@@ -77,11 +89,13 @@ class _Run:
     stream: str
     resume: bool
     overwrite: bool
+    pack: str | None
     push_to_hub: str | None
 
     def identity(self) -> dict[str, Any]:
         """The arguments that decide what comes out."""
-        return {"--evaluate": self.evaluate, "--windows": self.windows, "--dtype": self.dtype, "MODEL": self.model}
+        own = {"--evaluate": self.evaluate, "--windows": self.windows, "--dtype": self.dtype, "--pack": self.pack}
+        return {**own, "MODEL": self.model}
 
 
 _default = partial(default_of, WalkOptions)
@@ -211,6 +225,11 @@ _default = partial(default_of, WalkOptions)
     "--allow-missing", is_flag=True, help="Take a checkpoint that lacks tensors, or holds some that its model does not."
 )
 @STREAM_OPTION
+@click.option(
+    "--pack",
+    type=click.Choice(VALUES),
+    help="Write the compact form, as thanos.pack does; the rounding to int8 is made up for while pruning.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the same run, which was interrupted, from DIR.partial.")
 @click.option("--overwrite", is_flag=True, help="Replace the model in DIR, if there is one.")
 @recipe_option
@@ -232,6 +251,9 @@ def main(context: click.Context, /, **options: Any) -> None:
     given = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     default_length = context.get_parameter_source("sequence_length") is ParameterSource.DEFAULT
     options["device"] = own_device(default_device(options["device"]))
+    if own["pack"] is not None and isinstance(options["pattern"], Shrink):
+        raise click.UsageError(f"--pack is no option of the pattern {options['pattern']}: a smaller model has no zeros")
+    options["values"] = "int8" if own["pack"] == "int8" else VALUES[0]
     run, job = _Run(**own), _job(options, given)
     if isinstance(job, SmallerModel) and run.resume:
         raise click.UsageError(f"--resume is no option of the pattern {job.pattern}: its work starts over")
@@ -263,7 +285,7 @@ def _job(options: dict[str, Any], given: set[str]) -> WalkOptions | SmallerModel
 
 def _smaller(options: dict[str, Any], given: set[str]) -> SmallerModel:
     """A preset's refinement is of a mask, and there is none here; the rest of it adjusts the blocks that are cut."""
-    pattern, own = options["pattern"], (*_OF_WEIGHTS, *_OF_CUT_BLOCKS)
+    pattern, own = options["pattern"], (*_OF_WEIGHTS, *_OF_VALUES, *_OF_CUT_BLOCKS)
     adjusted = options["reconstruct"] > 0 or options["targets"] == "corrected"
     if options["quality"] != "fast" and "quality" in given and not adjusted:
         raise click.UsageError(f"--quality {options['quality']} changes nothing of the pattern {pattern}")
@@ -301,7 +323,6 @@ def _run(
 ) -> None:
     """Read and check what is cheap to refuse, then prune and write; the first process alone looks at DIR."""
     from thanos import checkpoint
-    from thanos.checkpoint.partial import FINISHED
     from thanos.compact import MANIFEST
     from thanos.scoring.windows import load_windows
     from thanos.text import load_samples
@@ -310,7 +331,7 @@ def _run(
     unfinished = checkpoint.Partial(run.output)
     if peers.rank == 0:
         unfinished.check(run.resume)
-    if peers.rank == 0 and (unfinished.phase != FINISHED or unfinished.model.exists()):
+    if peers.rank == 0 and not unfinished.moved:
         checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.model)
     if (Path(run.model) / MANIFEST).is_file():
         raise ValueError(f"{run.model} is a compact checkpoint; restore it with thanos.unpack, and prune that")

@@ -68,25 +68,30 @@ class Int8:
         sparse.EXTENSION.int8_linear(*arguments, *self.shape, tokens, out.shape[1], *machine)
 
 
-def scales_of(weight: Tensor) -> Tensor:
-    """The scales (c, ceil(b/128)) float16 of a weight (c, b): the largest of a group becomes 127, or nearly.
+def scales_of(weight: Tensor, largest: int = LARGEST) -> Tensor:
+    """The scales (c, ceil(b/128)) float16 of a weight (c, b): the largest of a group becomes ``largest``, or nearly.
 
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
     """
     groups = -(-weight.shape[1] // GROUP)
     padded = torch.nn.functional.pad(weight.detach().abs(), (0, groups * GROUP - weight.shape[1]))
-    largest = padded.unflatten(1, (groups, GROUP)).amax(2).float()
-    scales = (largest / LARGEST).to(torch.float16)
+    scales = (padded.unflatten(1, (groups, GROUP)).amax(2).float() / largest).to(torch.float16)
     if not bool(scales.isfinite().all()):
         raise ValueError("a weight is not finite, or too large for int8 values with a float16 scale")
     return torch.where(scales == 0, torch.ones_like(scales), scales)
 
 
-def quantise(weight: Tensor, scales: Tensor) -> Tensor:
-    """A weight (c, b) as whole numbers from -127 to 127, int8: to the nearest, ties to even."""
+def quantise(weight: Tensor, scales: Tensor, largest: int = LARGEST) -> Tensor:
+    """A weight (c, b) as whole numbers up to ``largest`` or minus that, int8: to the nearest, ties to even."""
     spread = scales.float().repeat_interleave(GROUP, 1)[:, : weight.shape[1]]
-    return (weight.float() / spread).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+    return (weight.float() / spread).round_().clamp_(-largest, largest).to(torch.int8)
+
+
+def rounded(weight: Tensor, largest: int = LARGEST) -> Tensor:
+    """What a weight (c, b) becomes as int8 values with their scales, float32; as int4 values where 7 is the largest."""
+    scales = scales_of(weight, largest)
+    return quantise(weight, scales, largest).float() * scales.float().repeat_interleave(GROUP, 1)[:, : weight.shape[1]]
 
 
 def as_int8(weight: Tensor, form: sparse.Bitmask | sparse.Rows24) -> Int8:

@@ -2,6 +2,7 @@
 
 from benchmarks.experiments import (
     alpha,
+    bits,
     block_size,
     calibration,
     main,
@@ -25,5 +26,6 @@ EXPERIMENTS = {
     "allocation": stages.ALLOCATION,
     "shrink": shrink.EXPERIMENT,
     "recovery": recovery.EXPERIMENT,
+    "bits": bits.EXPERIMENT,
     "outliers": outliers.EXPERIMENT,
 }

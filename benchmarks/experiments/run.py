@@ -32,6 +32,7 @@ class Run:
     reconstruct: int = 0
     allocation: str = "uniform"
     quality: str = "fast"
+    values: str = "plain"
     recover: str | None = None
     minutes: int = 0
     source: str = "c4"

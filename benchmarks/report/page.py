@@ -77,7 +77,9 @@ def page(results: Results, pictures: str) -> str:
         if name == "main":
             parts += _speed(results, pictures)
         if name == "shrink":
-            parts += _in_llama_cpp(results)
+            parts += _measured(results, "In llama.cpp", "llama", smaller.in_llama_cpp, "llama_cpp DENSE SMALLER")
+        if name == "bits":
+            parts += _measured(results, "Memory and speed", "side", smaller.side_by_side_section, "side_by_side")
     parts += _large(results)
     return "\n\n".join(parts) + "\n"
 
@@ -94,12 +96,14 @@ def _data(results: Results, picture: str) -> list[Row]:
 
 
 def readme(text: str, results: Results, link: str) -> str:
-    """The README with its two tables between their markers; without markers or measurements it stays as it is.
+    """The README with its tables between their markers; without markers or measurements it stays as it is.
 
     Args:
         link: to the page.
     """
     tables = {"results": _quality(results, link), "speed": speed.readme_table(results.of("layer", "layer"))}
+    if rows := results.of("side"):
+        tables["side"] = [smaller.side_by_side(rows)]
     for name, parts in tables.items():
         if parts:
             text = put_between(text, name, "\n\n".join(parts))
@@ -135,13 +139,16 @@ def _speed(results: Results, pictures: str) -> list[str]:
     return [*parts, *_findings(results, "speed")]
 
 
-def _in_llama_cpp(results: Results) -> list[str]:
-    parts = ["### In llama.cpp"]
-    if rows := results.of("llama"):
-        with _naming("llama"):
-            parts += [*smaller.in_llama_cpp(rows), *sentences(rows)]
+def _measured(
+    results: Results, title: str, file: str, section: Callable[[list[Row]], list[str]], command: str
+) -> list[str]:
+    """What a module of the benchmarks measured by itself."""
+    parts = [f"### {title}"]
+    if rows := results.of(file):
+        with _naming(file):
+            parts += [*section(rows), *sentences(rows)]
     else:
-        parts.append(_not_run("python -m benchmarks.llama_cpp DENSE SMALLER --results benchmarks/results"))
+        parts.append(_not_run(f"python -m benchmarks.{command} --results benchmarks/results"))
     return parts
 
 

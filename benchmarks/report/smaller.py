@@ -1,4 +1,4 @@
-"""Smaller models: what choosing their channels costs, and how they run in llama.cpp."""
+"""Smaller models and llama.cpp: what choosing channels costs, how models run there, and the compact form beside it."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def in_llama_cpp(found: list[Row]) -> list[str]:
     )
     header = ["model", "type", "greedy tokens", "MB", "decoding", "reading"]
     return [text, table(header, rows, left=3), f"Made by `python -m benchmarks.llama_cpp` with {names}."]
+
+
+def side_by_side(found: list[Row]) -> str:
+    """A row for each form of one model; ratios are to the first, run in turns with it."""
+    rows = []
+    for r in found:
+        speeds = [f"{number(r[key])} ({number(r[key] / found[0][key])} x)" for key in ("decode", "read")]
+        rows.append([r["name"], *(f"{r[key] / 1e6:,.0f}" for key in ("bytes", "resident")), *speeds])
+    return table(["form", "MB", "resident MB", "decoding", "reading"], rows)
+
+
+def side_by_side_section(found: list[Row]) -> list[str]:
+    text = (
+        "A model of TinyLlama-1.1B's shapes with random weights, half of the blocks' zero where it is compact: "
+        "megabytes on disk, by how much the process grew, and tokens a second at decoding and at a prompt of "
+        f"{PROMPT_TOKENS} tokens. Every turn is a process of its own, and the forms take turns "
+        f"({found[0]['turns']} each; medians). In brackets the ratio to the dense model in Transformers."
+    )
+    return [text, side_by_side(found), "Made by `python -m benchmarks.side_by_side`."]

@@ -17,7 +17,7 @@ from thanos.checkpoint.writing import make_readable
 
 FORMAT = 1
 PREPARING, WALKING, FINISHED = "preparing", "walking", "finished"
-_STATE, _MODEL, _REPLACED = "state.json", "model", "replaced"
+_STATE, _MODEL, _PACKED, _REPLACED = "state.json", "model", "packed", "replaced"
 
 
 class Partial:
@@ -29,6 +29,7 @@ class Partial:
     Attributes:
         folder: ``DIR.partial``.
         model: the model that is being written.
+        packed: where its compact form is written, if that is what goes to the target.
         state: what ``state.json`` holds; empty as long as there is none.
     """
 
@@ -36,12 +37,22 @@ class Partial:
         self.target = target.absolute()
         self.folder = self.target.with_name(self.target.name + ".partial")
         self.model = self.folder / _MODEL
+        self.packed = self.folder / _PACKED
         self.state: dict[str, Any] = {}
 
     @property
     def phase(self) -> str:
         """What the run was about; empty before it began."""
         return str(self.state.get("phase", ""))
+
+    @property
+    def moved(self) -> bool:
+        """Whether the run is over, and its result in its place."""
+        return self.phase == FINISHED and not self._result.exists()
+
+    @property
+    def _result(self) -> Path:
+        return self.packed if self.state.get("packed") else self.model
 
     def check(self, resume: bool) -> None:
         """Find what an earlier run left, and refuse what does not fit.
@@ -128,19 +139,20 @@ class Partial:
         (self.folder / _STATE).unlink(missing_ok=True)
         self.folder.rmdir()
 
-    def finish(self) -> None:
-        """Move the model to its place, over a model that is there, and remove the rest.
+    def finish(self, packed: bool = False) -> None:
+        """Move the model, or its ``packed`` form, to its place, over a model that is there, and remove the rest.
 
         A run that was killed in here may call it again.
         """
         if self.phase != FINISHED:
-            make_readable(self.model)
-            sync_tree(self.model)
-            self.save(phase=FINISHED)
-        if self.model.exists():
+            result = self.packed if packed else self.model
+            make_readable(result)
+            sync_tree(result)
+            self.save(phase=FINISHED, packed=packed)
+        if not self.moved:
             if self.target.exists():
                 self.target.rename(self.folder / _REPLACED)
-            self.model.rename(self.target)
+            self._result.rename(self.target)
             sync(self.target.parent)
         self.remove()
 

@@ -26,7 +26,8 @@ def identify(
         files: of the model, see :func:`thanos.checkpoint.fingerprint`.
     """
     record = {"pattern": str(options.pattern), "method": options.method, **options.record()}
-    named = {f"--{name.replace('_', '-')}": value for name, value in record.items()}
+    # What the values are is a matter of --pack, which is among the arguments.
+    named = {f"--{name.replace('_', '-')}": value for name, value in record.items() if name != "values"}
     digest = hashlib.sha256(samples.contiguous().numpy().tobytes()).hexdigest()
     return {
         "option": {**named, **arguments},

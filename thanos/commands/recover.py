@@ -186,7 +186,7 @@ def _run(run: _Run, job: RecoverOptions, command: str, console: Console) -> None
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     unfinished = checkpoint.Partial(run.output)
     unfinished.check(run.resume)
-    if unfinished.phase != FINISHED or unfinished.model.exists():
+    if not unfinished.moved:
         checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.pruned)
     if run.push_to_hub:
         check_hub(run.push_to_hub)

@@ -168,6 +168,19 @@ def _written(report: Any, folder: Path, run: Any, given: Given) -> Any:
     )
 
 
+def _pack(run: Any, given: Given, unfinished: Any) -> bool:
+    """Write the compact form of the pruned model beside it, where it is asked for."""
+    if run.pack is None:
+        return False
+    from thanos.compact import pack
+
+    how: Any = {"values": run.pack, "overwrite": True, "trust_remote_code": run.trust_remote_code}
+    packed = pack(unfinished.model, unfinished.packed, **how)
+    share = packed.compact_bytes / packed.dense_bytes if packed.dense_bytes else 1.0
+    given.say(f"packed: {packed.dense_bytes:,} bytes of linear layers became {packed.compact_bytes:,} ({share:.3f})")
+    return True
+
+
 def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any) -> None:
     """Prune the model's weights, block by block into a directory that a run can be taken up from."""
     from thanos import checkpoint
@@ -251,6 +264,7 @@ def prune_weights(run: Any, options: WalkOptions, given: Given, unfinished: Any)
         report = _finished(report, run, model, given, keeper.notes)
         with checkpoint.room_for(unfinished.folder):
             report = _written(report, unfinished.model, run, given)
-            unfinished.finish()
+            packed = _pack(run, given, unfinished)
+            unfinished.finish(packed=packed)
     print_summary(report, given.console, run.output)
     given.say(f"saved in {run.output}")

@@ -19,9 +19,10 @@ from thanos.engine.mask_search import search_mask
 from thanos.engine.methods import METHODS
 from thanos.engine.peers import ALONE, Peers
 from thanos.engine.refine import refit
+from thanos.engine.rounding import round_weights
 from thanos.engine.sweep import Attempt, sweep, with_outliers
 from thanos.engine.timing import StepTimer, immediate, read
-from thanos.options import Options
+from thanos.options import VALUES, Options
 from thanos.pattern import Pattern, Structured, Unstructured
 from thanos_kernels.scope import plain_arithmetic
 
@@ -63,7 +64,7 @@ def prune_weight(
             brings its own damping.
         pattern: a share (0.5, ``"50%"``), ``"2:4"``, ``"structured:0.3"`` or a :data:`thanos.Pattern`.
         options: by keyword, those of :class:`thanos.Options`: method, block_size, outlier_fraction, damping, metric,
-            refine, backend.
+            refine, values, backend.
 
     Raises:
         ValueError, TypeError: shapes, patterns or options do not fit, or the weight or Hessian holds NaN or infinity.
@@ -149,7 +150,7 @@ def prune_layer(
             total = kernels.row_energy(own, factor.hessian, backend=options.backend).double().sum()
     while True:
         rows = _rows(original, factor, options, timed, peers)
-        attempt = _attempt(original, rows, factor, options, timed, peers)
+        attempt = _attempt(original, rows, factor, options, timed, peers, weight.dtype)
         pruned = _joined(weight, rows, attempt.weight, peers)
         # Counts are of bool: twenty times as fast as sums.
         removed_zeros = attempt.mask.count_nonzero(), pruned.eq(0).count_nonzero()
@@ -207,25 +208,38 @@ def _read_all(peers: Peers, *values: Tensor) -> list[float]:
 
 
 def _attempt(
-    weights: Tensor, rows: Tensor | None, factor: Factor, options: Options, timed: StepTimer, peers: Peers
+    weights: Tensor,
+    rows: Tensor | None,
+    factor: Factor,
+    options: Options,
+    timed: StepTimer,
+    peers: Peers,
+    dtype: torch.dtype,
 ) -> Attempt:
     """The layer pruned with the damping of ``factor``; with peers, this process' share of ``rows``."""
     own = rows if rows is None or peers.size == 1 else peers.share(rows)
     joint = isinstance(options.pattern, Structured) and METHODS[options.method].joint
     attempt = (remove_columns if joint else sweep)(weights, own, factor, options, timed, peers)
-    if options.refine == "none":
+    if options.refine == "none" and not options.rounds:
         return attempt
     with timed("refine"):
         if own is None or peers.size == 1:
-            return _refined(weights, attempt, factor, options, peers)
+            return _refined(weights, attempt, factor, options, peers, dtype)
         part = attempt._replace(weight=attempt.weight[own], mask=attempt.mask[own])
-        part = _refined(weights[own], part, factor, options, peers)
+        part = _refined(weights[own], part, factor, options, peers, dtype)
         return Attempt(*with_outliers(weights, own, part.weight, part.mask), part.loss, part.failed)
 
 
-def _refined(weights: Tensor, attempt: Attempt, factor: Factor, options: Options, peers: Peers) -> Attempt:
-    """The attempt after its refinement; the search starts from the refit, so that no stage raises the loss."""
+def _refined(
+    weights: Tensor, attempt: Attempt, factor: Factor, options: Options, peers: Peers, dtype: torch.dtype
+) -> Attempt:
+    """The attempt after its refinement; the search starts from the refit, so that no stage raises the loss.
+
+    Rounding is last.
+    """
     problem = factor.hessian, factor.damping
+    if options.refine == "none":
+        return _rounded(weights, attempt, factor, options, dtype)
     better = refit(weights, attempt.weight, attempt.mask, *problem, backend=options.backend)
     if options.refine == "admm" and not isinstance(options.pattern, Structured):
         by_row = options.method == "wanda" and isinstance(options.pattern, Unstructured)
@@ -239,7 +253,24 @@ def _refined(weights: Tensor, attempt: Attempt, factor: Factor, options: Options
             backend=options.backend,
             peers=peers,
         )
-    return attempt._replace(weight=better.weight, mask=better.mask, loss=better.loss_after.sum())
+    attempt = attempt._replace(weight=better.weight, mask=better.mask, loss=better.loss_after.sum())
+    return _rounded(weights, attempt, factor, options, dtype) if options.rounds else attempt
+
+
+def _rounded(weights: Tensor, attempt: Attempt, factor: Factor, options: Options, dtype: torch.dtype) -> Attempt:
+    """The attempt with int8 values; a method that leaves the other weights alone does not make up for them either."""
+    result = round_weights(
+        weights,
+        attempt.weight,
+        attempt.mask,
+        factor.hessian,
+        factor.damping,
+        dtype=dtype,
+        largest=VALUES[options.values],
+        compensate=METHODS[options.method].compensates or options.refine != "none",
+        backend=options.backend,
+    )
+    return attempt._replace(weight=result.weight, loss=result.loss_after.sum())
 
 
 def check_weight(weight: Tensor, hessian: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +67,7 @@ def refit(
     check_layer(target, pruned, mask, hessian)
     if sweeps < 0 or block_size < 1:
         raise ValueError(f"sweeps must be at least 0 and the block size at least 1, not {sweeps} and {block_size}")
-    problem = _Problem(hessian, damping, block_size, backend)
+    problem = LayerProblem(hessian, damping, block_size, backend)
     weight = pruned.clone()
     before, after = (pruned.new_zeros(len(pruned), dtype=torch.float64) for _ in range(2))
     for start in range(0, len(pruned), _ROWS_AT_ONCE):
@@ -98,7 +98,7 @@ def check_layer(target: Tensor, pruned: Tensor, mask: Tensor, hessian: Tensor) -
             )
 
 
-class _Problem:
+class LayerProblem:
     """The layer problem cut into blocks of columns; Hd and H differ on the diagonal alone."""
 
     def __init__(self, hessian: Tensor, damping: float, block_size: int, backend: str) -> None:
@@ -111,12 +111,22 @@ class _Problem:
             block.diagonal().copy_(diagonal[start:stop])
             self.own.append(block)
 
-    def sweep(self, target: Tensor, pruned: Tensor, mask: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The new ``weight - target`` of some rows, and their undamped losses before and after."""
+    def sweep(
+        self,
+        target: Tensor,
+        pruned: Tensor,
+        mask: Tensor,
+        sweeps: int,
+        rounded: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The new ``weight - target`` of some rows, and their undamped losses before and after.
+
+        With ``rounded``, each block's weights are what it makes of them before the next block is solved for.
+        """
         change = pruned - target
         kept = (mask | self.dead).logical_not_()
-        right = self._right(change)  # each block's sum over the blocks to its right
-        before = self._loss(change, right)
+        right = self.right(change)  # each block's sum over the blocks to its right
+        before = self.loss(change, right)
         left = torch.empty_like(right)
         for index in range(sweeps):
             forward = index % 2 == 0
@@ -129,21 +139,25 @@ class _Problem:
                 gradient = (here @ own).add_(left[:, start:stop]).add_(right[:, start:stop]).neg_()
                 step, _ = kernels.row_solve_ex(own, gradient, kept[:, start:stop].contiguous(), backend=self.backend)
                 here += step
+                if rounded is not None:
+                    wanted = target[:, start:stop]
+                    torch.sub(rounded(here + wanted), wanted, out=here)
         if sweeps % 2:
-            right = self._right(change)
-        return change, before, self._loss(change, right)
+            right = self.right(change)
+        return change, before, self.loss(change, right)
 
     def _in_order(self, forward: bool) -> Iterator[tuple[tuple[int, int], Tensor]]:
         pairs = list(zip(self.blocks, self.own, strict=True))
         return iter(pairs if forward else reversed(pairs))
 
-    def _right(self, change: Tensor) -> Tensor:
+    def right(self, change: Tensor) -> Tensor:
+        """(n, b): each block's sum of ``d H`` over the blocks to its right."""
         right = torch.empty_like(change)
         for start, stop in self.blocks:
             torch.mm(change[:, stop:], self.hessian[stop:, start:stop], out=right[:, start:stop])
         return right
 
-    def _loss(self, change: Tensor, right: Tensor) -> Tensor:
+    def loss(self, change: Tensor, right: Tensor) -> Tensor:
         """``d H d.T`` by symmetry: the diagonal blocks, and twice what each has with those to its right."""
         total = change.new_zeros(len(change), dtype=torch.float64)
         for start, stop in self.blocks:
