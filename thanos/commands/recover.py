@@ -30,7 +30,8 @@ from thanos.commands.cli import (
     usage_error,
 )
 from thanos.commands.hub import check_hub, hub_option, push
-from thanos.commands.processes import started_by_torchrun
+from thanos.commands.keeping import same_for_all
+from thanos.commands.processes import joined, own_device
 from thanos.commands.quiet import silence_libraries
 from thanos.commands.training import (
     RENAMED,
@@ -43,6 +44,7 @@ from thanos.commands.training import (
     record_of,
     write_record,
 )
+from thanos.engine.peers import Peers
 from thanos.recover.options import COMPUTE, MASKS, TRAINED, RecoverOptions, trainable_pattern
 
 _MINUTES = 20.0  # where nobody says how long
@@ -161,22 +163,22 @@ def main(context: click.Context, /, **options: Any) -> None:
     """
     if options["minutes"] is None and options["steps"] is None:
         options["minutes"] = _MINUTES
-    options["device"] = default_device(options["device"])
+    options["device"] = own_device(default_device(options["device"]))
     run = _Run(**{field.name: options[field.name] for field in dataclasses.fields(_Run)})
     names = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(RecoverOptions)}
     try:
         job = RecoverOptions(**{name: options[told] for name, told in names.items()})
     except ValueError as error:
         raise usage_error(error, names) from error
-    if started_by_torchrun():
-        raise click.UsageError("thanos.recover is the work of one process; start it without torchrun")
     said = {**recipe_of(context, run), **{told: getattr(job, name) for name, told in names.items()}}
     plain = {name: str(value) if name == "pattern" else value for name, value in said.items() if value is not None}
-    _run(run, job, command_of(context, "thanos.recover", {**plain, "output": str(run.output)}), Console())
+    command = command_of(context, "thanos.recover", {**plain, "output": str(run.output)})
+    with joined(options["device"]) as peers:
+        _run(run, job, command, Console(quiet=peers.rank > 0), peers)
 
 
-def _run(run: _Run, job: RecoverOptions, command: str, console: Console) -> None:
-    """Read and check what is cheap to refuse, then train and write."""
+def _run(run: _Run, job: RecoverOptions, command: str, console: Console, peers: Peers) -> None:
+    """Read and check what is cheap to refuse, then train and write; the first process alone looks at DIR."""
     silence_libraries()
     from thanos import checkpoint
     from thanos.checkpoint.partial import FINISHED, WALKING
@@ -184,11 +186,13 @@ def _run(run: _Run, job: RecoverOptions, command: str, console: Console) -> None
 
     check_accelerate()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    first = peers.rank == 0
     unfinished = checkpoint.Partial(run.output)
-    unfinished.check(run.resume)
-    if not unfinished.moved:
+    if first:
+        unfinished.check(run.resume)
+    if first and not unfinished.moved:
         checkpoint.check_target(run.output, overwrite=run.overwrite, source=run.pruned)
-    if run.push_to_hub:
+    if run.push_to_hub and first:
         check_hub(run.push_to_hub)
     record = record_of(run.pruned)
     trusted: Any = {"trust_remote_code": run.trust_remote_code}
@@ -196,12 +200,14 @@ def _run(run: _Run, job: RecoverOptions, command: str, console: Console) -> None
     tokenizer = checkpoint.load_tokenizer(run.pruned, **trusted)
     if run.teacher is not None:
         check_teacher(run.teacher, config, tokenizer, trusted)
-    texts = read_texts(run, job, config, tokenizer, say)
+    texts = read_texts(run, job, config, tokenizer, say, peers.size)
     folder = checkpoint.source_folder(run.pruned)
-    identity = identity_of(run, job, texts, checkpoint.fingerprint(run.pruned, folder))
+    identity = identity_of(run, job, texts, checkpoint.fingerprint(run.pruned, folder), peers.size)
+    same_for_all(identity, peers)
     unfinished.compare(identity)
-    if unfinished.phase == FINISHED:
-        unfinished.finish()
+    if peers.object(unfinished.phase) == FINISHED:
+        if first:
+            unfinished.finish()
         say(f"saved in {run.output}")
         return
     say(f"reading the model {run.pruned}")
@@ -212,24 +218,28 @@ def _run(run: _Run, job: RecoverOptions, command: str, console: Console) -> None
     if run.teacher is not None:
         say(f"reading the teacher {run.teacher}")
         teacher = checkpoint.load_model(run.teacher, **trusted)
-    with _keeping(unfinished):
-        unfinished.begin(identity)
-        scores = dict(unfinished.state.get("perplexity") or {})
+    with _keeping(unfinished, first):
+        scores = peers.object(dict(unfinished.state.get("perplexity") or {}))
+        if first:
+            unfinished.begin(identity)
         if texts.scored is not None and "before" not in scores:
-            scores = {"before": _score(model, run, texts.scored, console), "source": run.evaluate}
+            scores = {"before": _score(model, run, texts.scored, console, peers), "source": run.evaluate}
             say(f"perplexity of the pruned model on {run.evaluate}: {scores['before']:.2f}")
-        unfinished.save(phase=WALKING, perplexity=scores)
-        done = _train(run, job, model, teacher, texts, record, unfinished.folder / "training", say)
+        if first:
+            unfinished.save(phase=WALKING, perplexity=scores)
+        done = _train(run, job, model, teacher, texts, record, unfinished.folder / "training", say, peers)
         if texts.scored is not None:
-            scores |= {"after": _score(model, run, texts.scored, console), **texts.scored.record()}
+            scores |= {"after": _score(model, run, texts.scored, console, peers), **texts.scored.record()}
             say(f"perplexity of the trained model on {run.evaluate}: {scores['after']:.2f}")
+        if not first:
+            return
         with checkpoint.room_for(unfinished.folder):
             unfinished.empty()
             checkpoint.save_pruned(model, tokenizer, folder, done.parameters, unfinished.model)
             write_record(run, job, model, record, done, texts, scores, command, unfinished.model)
             unfinished.finish()
     say(f"saved in {run.output}")
-    if run.push_to_hub:
+    if run.push_to_hub and first:
         say(f"uploading {run.output} to {run.push_to_hub}")
         say(f"uploaded to {push(run.output, run.push_to_hub)}")
 
@@ -243,12 +253,12 @@ def _kept(sparse: list[Any], job: RecoverOptions) -> str:
     return f"{zeros:,} of {weights:,} weights in {len(sparse):,} layers are zero and stay so"
 
 
-def _score(model: Any, run: _Run, text: Any, console: Console) -> float:
+def _score(model: Any, run: _Run, text: Any, console: Console, peers: Peers) -> float:
     from thanos.commands.display import display
     from thanos.scoring.perplexity import score_windows
 
     with display(console) as shown:
-        return score_windows(model.to(run.device), text, progress=shown.window_scored)
+        return score_windows(model.to(run.device), text, progress=shown.window_scored, peers=peers)
 
 
 def _train(
@@ -260,6 +270,7 @@ def _train(
     record: Mapping[str, Any],
     folder: Path,
     say: Any,
+    peers: Peers,
 ) -> Any:
     from thanos.commands.display import duration
     from thanos.recover.model import recover_model
@@ -271,7 +282,9 @@ def _train(
             f"loss {point.held_out:.3f} on text held out{loss}"
         )
 
-    folder.mkdir(exist_ok=True)
+    if peers.rank == 0:
+        folder.mkdir(exist_ok=True)
+    peers.object(None)
     done = recover_model(
         model,
         texts.windows,
@@ -282,6 +295,7 @@ def _train(
         device=run.device,
         folder=folder,
         progress=measured,
+        peers=peers,
     )
     training = done.training
     if training.note is not None:
@@ -293,14 +307,14 @@ def _train(
 
 
 @contextmanager
-def _keeping(unfinished: Any) -> Iterator[None]:
+def _keeping(unfinished: Any, first: bool) -> Iterator[None]:
     """Where the body fails, say how to go on, or remove the directory of the run if there is no checkpoint."""
     try:
         yield
     except BaseException as error:
         if not (unfinished.folder / "training" / "training.json").is_file():
             with suppress(OSError):
-                if unfinished.state:
+                if unfinished.state and first:
                     unfinished.remove()
             raise
         where = f"its last checkpoint is kept in {unfinished.folder}: the same command with --resume goes on"

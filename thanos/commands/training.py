@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ class Texts:
     provenance: dict[str, Any]
 
 
-def read_texts(run: Any, job: RecoverOptions, config: Any, tokenizer: Any, say: Any) -> Texts:
+def read_texts(
+    run: Any, job: RecoverOptions, config: Any, tokenizer: Any, say: Callable[[str], None], processes: int = 1
+) -> Texts:
     from thanos.recover.model import check_windows
     from thanos.scoring.windows import load_windows, window_length
     from thanos.text import load_packed
@@ -84,7 +86,7 @@ def read_texts(run: Any, job: RecoverOptions, config: Any, tokenizer: Any, say: 
     if run.held_out is not None:
         windows = packed.tokens
         held = load_windows(run.held_out, tokenizer, length, windows=run.held_out_windows, **reading).tokens
-    check_windows(windows, held, job.batch_size)
+    check_windows(windows, held, job.batch_size * processes)
     scored = None
     if run.evaluate is not None:
         scored = load_windows(run.evaluate, tokenizer, window_length(config), windows=run.windows, **reading)
@@ -92,7 +94,9 @@ def read_texts(run: Any, job: RecoverOptions, config: Any, tokenizer: Any, say: 
     return Texts(windows, held, scored, {**told, "held_out_samples": len(held), "seed": job.seed})
 
 
-def identity_of(run: Any, job: RecoverOptions, texts: Texts, files: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(
+    run: Any, job: RecoverOptions, texts: Texts, files: Mapping[str, Any], processes: int = 1
+) -> dict[str, Any]:
     """What a run depends on, by names for users."""
     digest = hashlib.sha256()
     for part in (texts.windows, texts.held_out):
@@ -100,7 +104,12 @@ def identity_of(run: Any, job: RecoverOptions, texts: Texts, files: Mapping[str,
     options = {f"--{RENAMED.get(name, name).replace('_', '-')}": value for name, value in job.record().items()}
     own = {"PRUNED": run.pruned, "--teacher": run.teacher, "--evaluate": run.evaluate, "--windows": run.windows}
     text = {"shape": list(texts.windows.shape), "hash": digest.hexdigest()}
-    return {"option": {**options, **own}, "model's": dict(files), "training text's": text}
+    return {
+        "option": {**options, **own},
+        "number of": {"processes": processes},
+        "model's": dict(files),
+        "training text's": text,
+    }
 
 
 def write_record(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thanos.engine.peers import ALONE, Peers
 from thanos.recover.masks import FixedMask, Sparse, check_pattern, find_sparse, parameter_masks, wanted_pattern
 from thanos.recover.options import TRAINABLE, RecoverOptions
 from thanos.recover.phases import AlternatingMask, DecayingMask
@@ -46,6 +47,7 @@ def recover_model(
     device: torch.device | str | None = None,
     folder: Path | None = None,
     progress: Callable[[Point, float], None] | None = None,
+    peers: Peers = ALONE,
 ) -> Recovered:
     """Train a pruned model, in place, and keep what is best on windows held out.
 
@@ -58,12 +60,14 @@ def recover_model(
         device: of the training; None is the model's.
         folder: for checkpoints, which an interrupted run goes on from; None keeps none.
         progress: called at every measurement with how far it is, from 0 to 1.
+        peers: the processes that torchrun started, each of which calls this with the same arguments and a ``folder``
+            that all see; a step takes a batch of each.
 
     Raises:
         ValueError: there are no zeros to keep, or no such pattern; too few windows; a teacher of another vocabulary;
             or training came to nothing.
     """
-    check_windows(windows, held_out, options.batch_size)
+    check_windows(windows, held_out, options.batch_size * peers.size)
     check_teacher(model, teacher)
     sparse = find_sparse(model, record or {}, options)
     where = torch.device(device) if device is not None else next(model.parameters()).device
@@ -83,10 +87,12 @@ def recover_model(
     pattern = options.pattern if options.mask == "fixed" else wanted_pattern(record or {}, options)
     mask = _mask(student, model, sparse, masks, options, pattern)
     if folder is None:
+        if peers.size > 1:
+            raise ValueError("several processes need a folder for checkpoints that all of them see")
         with tempfile.TemporaryDirectory(prefix="thanos-") as own:
             training = train(student, mask, windows, held_out, options, Path(own), progress=progress)
     else:
-        training = train(student, mask, windows, held_out, options, folder, progress=progress)
+        training = train(student, mask, windows, held_out, options, folder, progress=progress, peers=peers)
     if training.best is None:
         raise ValueError(f"training came to nothing: {training.note or 'no weights with their zeros were measured'}")
     if options.mask != "fixed" and training.best:

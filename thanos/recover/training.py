@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from thanos.checkpoint import sync_tree
 from thanos.checkpoint.durable import sync, write_json
+from thanos.engine.peers import ALONE, Peers
 from thanos.recover.budget import Budget
 from thanos.recover.masks import FixedMask
 from thanos.recover.options import RecoverOptions
@@ -99,7 +100,9 @@ class _Watch(TrainerCallback):
         folder: Path,
         tokens: int,
         progress: Callable[[Point, float], None] | None,
+        peers: Peers,
     ) -> None:
+        self._peers = peers
         self._student, self._mask, self._options, self._budget = student, mask, options, budget
         self.found, self._folder, self._tokens, self._progress = found, folder, tokens, progress
         self._losses: list[float] = []
@@ -121,7 +124,7 @@ class _Watch(TrainerCallback):
         self._done = now
         parts = self._options.evaluations
         control.should_evaluate = math.floor(now * parts) > math.floor(before * parts)
-        if self._budget.seconds - self._saved >= 60 * self._options.save_minutes:
+        if self._budget.seconds_at(state.global_step) - self._saved >= 60 * self._options.save_minutes:
             control.should_save = True
         if now >= 1:
             control.should_evaluate = control.should_training_stop = True
@@ -131,14 +134,14 @@ class _Watch(TrainerCallback):
     ) -> None:
         loss = (metrics or {}).get("eval_loss", math.nan)
         mean = sum(self._losses) / len(self._losses) if self._losses else None
-        step, seconds = state.global_step, self._budget.seconds
+        step, seconds = state.global_step, self._budget.seconds_at(state.global_step)
         point = Point(step, seconds, step * self._tokens, mean, loss, self._mask.final)
         best = self.found.least
         self.found.curve.append(point)
         self._losses = []
         if point.sparse and loss < best:
             self.found.best = step
-            if step:
+            if step and self._peers.rank == 0:
                 write_values(self._folder / f"best-{step}.safetensors", self._student)
         elif self._mask.steady and not loss < best + _FAR and math.isfinite(best):
             self._stop(control, f"the loss held out rose from {best:.3f} to {loss:.3f} in {step} steps")
@@ -147,7 +150,13 @@ class _Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A checkpoint was written: say so, and then remove what it replaces."""
-        self._saved = self.found.seconds = self._budget.seconds
+        self._saved = self.found.seconds = self._budget.seconds_at(state.global_step)
+        self._peers.object(None)  # all have written their part
+        if self._peers.rank == 0:
+            self._replace(state)
+        self._peers.object(None)
+
+    def _replace(self, state: Any) -> None:
         last = self._folder / f"checkpoint-{state.global_step}"
         self._mask.save(last)
         sync_tree(last)
@@ -176,6 +185,7 @@ def train(
     folder: Path,
     *,
     progress: Callable[[Point, float], None] | None = None,
+    peers: Peers = ALONE,
 ) -> Training:
     """Train, and leave the values of the best step in ``student``; those of step 0 are the model's own.
 
@@ -184,18 +194,20 @@ def train(
         held_out: (n, S), to measure on.
         folder: for checkpoints; one that an earlier part of the same run left there is gone on from.
         progress: called at every measurement with how far it is, from 0 to 1.
+        peers: the processes that torchrun started, among whom :class:`Trainer` shares out the windows of a step; all
+            see the same ``folder``.
     """
     known = _earlier(folder)
     found = Training() if known is None else _training(known)
-    budget = Budget(options.minutes, options.steps, found.seconds)
+    budget = Budget(options.minutes, options.steps, found.seconds, peers)
     device = next(student.parameters()).device
-    arguments = _arguments(options, folder, len(held_out), device)
+    arguments = _arguments(options, folder, len(held_out), device, from_start=known is None)
     # Created before the trainer, so that its order of steps is ours: gradients masked, the step, weights masked.
     optimizer = torch.optim.Adam(student.parameters(), lr=options.rate, betas=_BETAS, fused=True)
     optimizer.register_step_pre_hook(lambda *_: mask.before_step())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate)
     tokens = options.batch_size * windows.shape[1] * arguments.world_size
-    watch = _Watch(student, mask, options, budget, found, folder, tokens, progress)
+    watch = _Watch(student, mask, options, budget, found, folder, tokens, progress, peers)
     if known is not None:
         watch.take_up(known)
         mask.load(folder / known["checkpoint"])
@@ -209,16 +221,17 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     budget.start()
-    if known is None:
-        trainer.evaluate()
     trainer.train(resume_from_checkpoint=None if known is None else str(folder / known["checkpoint"]))
     found.seconds = budget.seconds
+    peers.object(None)  # the first has written what was best
     _keep_best(student, found, folder)
     mask.settle()
     return found
 
 
-def _arguments(options: RecoverOptions, folder: Path, held_out: int, device: torch.device) -> TrainingArguments:
+def _arguments(
+    options: RecoverOptions, folder: Path, held_out: int, device: torch.device, from_start: bool
+) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=options.batch_size,
@@ -227,6 +240,8 @@ def _arguments(options: RecoverOptions, folder: Path, held_out: int, device: tor
         learning_rate=options.rate,
         max_grad_norm=1.0,
         eval_strategy="no",
+        # By the trainer: a model that was evaluated in front of it is never shared among processes.
+        eval_on_start=from_start,
         save_strategy="no",
         logging_strategy="steps",
         logging_steps=1,
