@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
@@ -11,16 +12,35 @@ from torch import Tensor
 
 from thanos.allocate import Curve, curvature, lamp, layer_curve, outlier_share, owl
 from thanos.engine.layer import factor_for, prune_layer
+from thanos.engine.peers import ALONE
 from thanos.engine.timing import StepTimer
 from thanos.pattern import Unstructured
-from thanos.walk.decoder import Layer
+from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.hessians import InputHessian
-from thanos.walk.plan import copied
+from thanos.walk.plan import copied, make_plan
 from thanos.walk.search import Judge, check_room, search
 from thanos.walk.spool import Hidden, SpooledHidden
+from thanos.walk.store import Stores
 from thanos.walk.walk import BlockWork, State, Walk, expert_groups
 
 Found = TypeVar("Found")
+
+
+def allocate_first(walk: Walk, hidden: Hidden, judge: Judge, decoder: Decoder, stores: Stores) -> dict[str, int]:
+    """As :func:`allocate`; of several processes the first decides, on the samples of all, and the others wait."""
+    peers = walk.peers
+    if peers.size == 1:
+        return allocate(walk, hidden, judge)
+    counts: dict[str, int] = {}
+    if peers.rank == 0:
+        folder = hidden.folder / "all" if isinstance(hidden, SpooledHidden) else None
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+        plan, whole = make_plan(judge.model, decoder, judge.samples, walk.options, walk.clock, folder, stores)
+        counts = allocate(replace(walk, plan=plan, peers=ALONE), whole, judge)
+        if folder is not None:
+            shutil.rmtree(folder)
+    return peers.object(counts)
 
 
 def allocate(walk: Walk, hidden: Hidden, judge: Judge) -> dict[str, int]:
@@ -59,7 +79,7 @@ def _norms(given: InputHessian) -> Tensor:
 def _curve(walk: Walk, layer: Layer, given: InputHessian) -> Curve:
     """The layer's relative loss at several sparsities, each from the same factor."""
     assert given.hessian is not None
-    options, timed = replace(walk.options, refine="none"), StepTimer(given.hessian.device)
+    options, timed = replace(walk.options, refine="none", values="plain"), StepTimer(given.hessian.device)
     dtype = torch.promote_types(layer.weight.dtype, given.hessian.dtype)
     factor = factor_for(given.hessian, dtype, options)
     energy = float((layer.weight.to(dtype) @ given.hessian.to(dtype)).mul_(layer.weight).sum(dtype=torch.float64))

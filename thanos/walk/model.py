@@ -15,7 +15,7 @@ from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
 from thanos.pattern import Pattern
 from thanos.report import ModelReport
-from thanos.walk.allocation import allocate
+from thanos.walk.allocation import allocate_first
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
@@ -92,7 +92,8 @@ def prune_model(
             patch = keeper.patch if keeper is not None and peers.rank == 0 else None
             walk = Walk(plan, chosen, frozenset(layers), clock, progress, patch, peers)
             if chosen.allocation != "uniform" and state.counts_wanted is None:
-                state.counts_wanted = allocate(walk, state.hidden, _judge(model, samples, keeper))
+                judge = _judge(model, samples, keeper)
+                state.counts_wanted = allocate_first(walk, state.hidden, judge, decoder, stores)
                 if state.dense is not None:
                     state.dense = copied(state.hidden)
             while state.block < len(plan.store):
@@ -214,8 +215,6 @@ def _judge(model: nn.Module, samples: Tensor, keeper: Keeper | None) -> Judge:
 
 def _check_peers(layers: dict[str, Layer], samples: int, options: WalkOptions, peers: Peers) -> None:
     """Raise ValueError where there is not something to do for every process."""
-    if peers.size > 1 and (options.reconstruct or options.allocation != "uniform"):
-        raise ValueError("reconstruct and an allocation are the work of one process; start it without torchrun")
     if samples < peers.size:
         raise ValueError(f"{samples} samples cannot be shared out among {peers.size} processes; start fewer")
     for name, layer in layers.items():

@@ -128,7 +128,7 @@ def make_plan(
             calls.append(recorded)
         twice = options.beside or options.allocation in ("owl", "curvature", "search")
         dense_calls = [capture(part)[1] for part in samples.split(size)] if twice else []
-        steps = _steps(capture, samples, size) if options.reconstruct else []
+        steps = _steps(capture, samples, size, peers.size) if options.reconstruct else []
     vectors = vectors_of(model, capture.decoder.blocks) if options.reconstruct else []
     plan = Plan(
         store,
@@ -161,9 +161,9 @@ def copied(hidden: Hidden) -> Hidden:
     return copy
 
 
-def _steps(capture: Capture, samples: Tensor, size: int) -> list[Step]:
-    """The parts of each batch of ``size`` samples, about :data:`_STEP_TOKENS` tokens each."""
-    each = max(1, min(_STEP_TOKENS // samples.shape[1], len(samples) // 8))
+def _steps(capture: Capture, samples: Tensor, size: int, processes: int) -> list[Step]:
+    """The parts of each batch of ``size`` samples, about :data:`_STEP_TOKENS` tokens in one of each process."""
+    each = max(1, min(_STEP_TOKENS // samples.shape[1] // processes, len(samples) // 8))
     found = []
     for batch, whole in enumerate(samples.split(size)):
         for start in range(0, len(whole), each):

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from thanos.engine.peers import ALONE, Peers
 from thanos.report import BlockReport
 from thanos.walk.plan import Step
 from thanos.walk.spool import Hidden
@@ -35,6 +37,7 @@ class Task:
         wanted: the dense model's output of the block, in the same batches.
         weights, vectors: the full names of what is trained, by the names that the block has for them; zeros of weights
             stay.
+        peers: who train it together, each on its own steps; all come to the same weights.
     """
 
     index: int
@@ -44,6 +47,7 @@ class Task:
     wanted: Hidden
     weights: Mapping[str, str]
     vectors: Mapping[str, str]
+    peers: Peers = ALONE
 
 
 def reconstruct(task: Task, epochs: int, earlier: Sequence[BlockReport]) -> BlockReport:
@@ -61,20 +65,18 @@ def reconstruct(task: Task, epochs: int, earlier: Sequence[BlockReport]) -> Bloc
     report = BlockReport(task.index, math.nan, math.nan, epochs, 0, 0.0, None, (), 0.0)
     held = [step for number, step in enumerate(task.steps) if number % _HELD_OUT == _HELD_OUT - 1] or [task.steps[-1]]
     used = [step for step in task.steps if not any(step is other for other in held)]
-    if not used:
+    if not task.peers.total(len(used)):
         return replace(report, note="there are too few samples to hold one out")
     training = _Training(task, held, used)
-    try:
-        before = training.held_out(training.start)
-    except Exception as error:  # of a model's own code
-        return replace(report, note=_failure(error))
+    before, failure = _together(task.peers, lambda: training.squares_held_out(training.start))
+    if failure is not None:
+        return replace(report, note=failure)
     report = replace(report, before=before, after=before, best=0)
     best: dict[str, Tensor] | None = None
     for rate in _rates(earlier):
-        try:
-            found = training.run(rate, epochs)
-        except Exception as error:  # such as of a forward that has no gradient
-            return replace(report, note=_failure(error), seconds=time.perf_counter() - begin)
+        found, failure = training.run(rate, epochs)
+        if failure is not None:
+            return replace(report, note=failure, seconds=time.perf_counter() - begin)
         if found is None:
             report = replace(report, note=f"the loss was no number at a learning rate of {rate:g}")
         elif found.loss < report.after:
@@ -94,8 +96,16 @@ def _rates(earlier: Sequence[BlockReport]) -> tuple[float, ...]:
     return (known[-1],)
 
 
-def _failure(error: Exception) -> str:
-    return f"it cannot be trained ({type(error).__name__}: {first_line(error)})"
+def _together(peers: Peers, squares: Callable[[], tuple[float, float]]) -> tuple[float, str | None]:
+    """The relative loss over everybody's samples, and why one of them could not say, if one could not."""
+    try:
+        mine: tuple[float, float] | str = squares()
+    except Exception as error:  # of a model's own code, such as of a forward that has no gradient
+        mine = f"it cannot be trained ({type(error).__name__}: {first_line(error)})"
+    found = peers.objects(mine)
+    failure = next((one for one in found if isinstance(one, str)), None)
+    sums = [one for one in found if not isinstance(one, str)]
+    return sum(error for error, _ in sums) / max(sum(size for _, size in sums), 1e-30), failure
 
 
 @dataclass(frozen=True)
@@ -116,41 +126,52 @@ class _Training:
         self.start = {name: one.detach().to(wide[name]) for name, one in self._own.items()}
         self._kept = {name: self.start[name] != 0 for name in task.weights}
 
-    def held_out(self, values: Mapping[str, Tensor]) -> float:
-        """The loss on the steps held out, relative to the mean square of what is wanted."""
+    def squares_held_out(self, values: Mapping[str, Tensor]) -> tuple[float, float]:
+        """On the steps held out, the sums of squares of the error and of what is wanted."""
         with torch.no_grad():
             sums = [self._squares(step, values) for step in self._held]
-        return sum(float(error) for error, _ in sums) / max(sum(float(size) for _, size in sums), 1e-30)
+        return sum(float(error) for error, _ in sums), sum(float(size) for _, size in sums)
 
-    def run(self, rate: float, epochs: int) -> _Found | None:
-        """The best epoch's weights at one learning rate; None where a loss is not finite."""
+    def run(self, rate: float, epochs: int) -> tuple[_Found | None, str | None]:
+        """The best epoch's weights at one learning rate, None where a loss is not finite; and why it failed, if so."""
         values = {name: one.clone().requires_grad_() for name, one in self.start.items()}
         groups = [{"params": [one], "lr": rate * self._scale(name)} for name, one in values.items()]
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        steps = epochs * len(self._used)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(steps))
+        peers, most = self._task.peers, max(self._task.peers.objects(len(self._used)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(epochs * most))
         draw = torch.Generator(device="cpu").manual_seed(self._task.index)
         best: _Found | None = None
         for epoch in range(1, epochs + 1):
-            for number in torch.randperm(len(self._used), generator=draw, dtype=torch.int64, device="cpu").tolist():
-                if not self._step(self._used[number], values):
-                    return None
+            order = torch.randperm(len(self._used), generator=draw, dtype=torch.int64, device="cpu").tolist()
+            for number in range(most):  # one who has no step left still meets the others
+                step, failure = self._used[order[number]] if number < len(order) else None, None
+                try:
+                    loss = self._gradients(step, values)
+                except Exception as error:
+                    failure, loss = error, math.nan
+                if peers.size > 1:
+                    loss = self._averaged(values, loss, step is not None)
+                if failure is not None or not math.isfinite(loss):
+                    return None, _together(peers, partial(_raise, failure))[1]
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 schedule.step()
-            loss = self.held_out(values)
+            loss, _ = _together(peers, partial(self.squares_held_out, values))
             if not math.isfinite(loss):
-                return None
+                return None, None
             if best is None or loss < best.loss:
                 best = _Found(loss, epoch, {name: one.detach().clone() for name, one in values.items()})
-        return best
+        return best, None
 
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Give the block these weights, in its own dtype."""
         for name, one in values.items():
             self._own[name].data.copy_(one)
 
-    def _step(self, step: Step, values: Mapping[str, Tensor]) -> bool:
+    def _gradients(self, step: Step | None, values: Mapping[str, Tensor]) -> float:
+        """Leave the gradients of a step, those of zeros zero, and return its loss; of no step, nothing and 0."""
+        if step is None:
+            return 0.0
         with torch.enable_grad():
             error, size = self._squares(step, values)
             loss = error / size.clamp(min=1e-30)
@@ -159,7 +180,19 @@ class _Training:
             gradient = values[name].grad
             if gradient is not None:
                 gradient.mul_(kept)
-        return bool(loss.isfinite())
+        return float(loss)
+
+    def _averaged(self, values: Mapping[str, Tensor], loss: float, takes_part: bool) -> float:
+        """Replace the gradients by the mean of those who take part in the step; the mean loss."""
+        parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in values.values()]
+        told = parts[0].new_tensor([loss, float(takes_part)])
+        *sums, told = self._task.peers.sum(torch.cat([*map(torch.flatten, parts), told])).split(
+            [*(one.numel() for one in parts), len(told)]
+        )
+        total, count = told.tolist()
+        for one, summed in zip(values.values(), sums, strict=True):
+            one.grad = (summed.view_as(one) / max(1.0, count)).to(one.dtype)
+        return float(total / max(1.0, count))
 
     def _squares(self, step: Step, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Sums of squares: of the error, and of what is wanted."""
@@ -177,6 +210,13 @@ class _Training:
         value = self.start[name]
         kept = int(self._kept[name].sum()) if name in self._kept else value.numel()
         return max(1e-3, float(value.square().sum() / max(1, kept)) ** 0.5)
+
+
+def _raise(error: Exception | None) -> tuple[float, float]:
+    """For :func:`_together`: what went wrong here, if anything did."""
+    if error is not None:
+        raise error
+    return 0.0, 0.0
 
 
 def _cosine(steps: int) -> Callable[[int], float]:

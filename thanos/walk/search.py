@@ -110,7 +110,12 @@ class _Trials:
     def _pruned(self, name: str, count: int, factors: dict[int, Factor]) -> Tensor:
         hessian, weight = self._inputs[name].hessian, self._dense[name].to(self._walk.plan.device)
         assert hessian is not None
-        options = replace(self._walk.options, refine="none", pattern=Unstructured((count + 0.5) / weight.numel()))
+        options = replace(
+            self._walk.options,
+            refine="none",
+            values="plain",
+            pattern=Unstructured((count + 0.5) / weight.numel()),
+        )
         if id(hessian) not in factors:
             factors[id(hessian)] = factor_for(hessian, torch.promote_types(weight.dtype, hessian.dtype), options)
         return prune_layer(weight, factors[id(hessian)], options, StepTimer(hessian.device)).weight

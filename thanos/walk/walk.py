@@ -144,7 +144,7 @@ class Walk:
         whole -= {layer.parameter_name for layer in plan.decoder.layers[index] if layer.name not in self.chosen}
         weights, vectors = local_names(module, sorted(whole)), local_names(module, plan.vectors[index])
         with self.clock("reconstruct"):
-            task = Task(index, module, plan.steps, state.hidden, state.dense, weights, vectors)
+            task = Task(index, module, plan.steps, state.hidden, state.dense, weights, vectors, self.peers)
             report = reconstruct(task, self.options.reconstruct, state.blocks)
         state.blocks.append(report)
         if self.progress is not None:
