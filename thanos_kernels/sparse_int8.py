@@ -16,6 +16,7 @@ from torch import Tensor
 from thanos_kernels import native, sparse
 from thanos_kernels.pack import unpack_24_codes
 
+TOO_LARGE = "a weight is not finite, or too large for int8 values with a float16 scale"
 GROUP = 128  # columns of a row that share a scale
 LARGEST = 127
 
@@ -71,14 +72,11 @@ class Int8:
 def scales_of(weight: Tensor, largest: int = LARGEST) -> Tensor:
     """The scales (c, ceil(b/128)) float16 of a weight (c, b): the largest of a group becomes ``largest``, or nearly.
 
-    Raises:
-        ValueError: a weight is not finite, or too large for a float16 scale.
+    They are infinite where a weight is too large for a float16 scale.
     """
     groups = -(-weight.shape[1] // GROUP)
     padded = torch.nn.functional.pad(weight.detach().abs(), (0, groups * GROUP - weight.shape[1]))
     scales = (padded.unflatten(1, (groups, GROUP)).amax(2).float() / largest).to(torch.float16)
-    if not bool(scales.isfinite().all()):
-        raise ValueError("a weight is not finite, or too large for int8 values with a float16 scale")
     return torch.where(scales == 0, torch.ones_like(scales), scales)
 
 
@@ -89,14 +87,23 @@ def quantise(weight: Tensor, scales: Tensor, largest: int = LARGEST) -> Tensor:
 
 
 def rounded(weight: Tensor, largest: int = LARGEST) -> Tensor:
-    """What a weight (c, b) becomes as int8 values with their scales, float32; as int4 values where 7 is the largest."""
+    """What a weight (c, b) becomes as int8 values with their scales, float32; as int4 values where 7 is the largest.
+
+    A group with a weight too large for a float16 scale becomes no number.
+    """
     scales = scales_of(weight, largest)
     return quantise(weight, scales, largest).float() * scales.float().repeat_interleave(GROUP, 1)[:, : weight.shape[1]]
 
 
 def as_int8(weight: Tensor, form: sparse.Bitmask | sparse.Rows24) -> Int8:
-    """The int8 weight of the same kept places as ``form``, which holds ``weight`` (c, b)."""
+    """The int8 weight of the same kept places as ``form``, which holds ``weight`` (c, b).
+
+    Raises:
+        ValueError: a weight is not finite, or too large for a float16 scale.
+    """
     scales = scales_of(weight)
+    if not bool(scales.isfinite().all()):
+        raise ValueError(TOO_LARGE)
     whole = quantise(weight, scales)
     if isinstance(form, sparse.Bitmask):
         shifts = torch.arange(sparse.WORD, dtype=torch.int64, device=form.bits.device)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from thanos.engine.timing import StepTimer, immediate, read
 from thanos.options import VALUES, Options
 from thanos.pattern import Pattern, Structured, Unstructured
 from thanos_kernels.scope import plain_arithmetic
+from thanos_kernels.sparse_int8 import TOO_LARGE
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def prune_layer(
             peers, attempt.loss, *removed_zeros, total, attempt.failed, *are_finite
         )
         _refuse_not_finite(*were_finite)
+        if options.rounds and not failed and not math.isfinite(loss):
+            raise ValueError(TOO_LARGE)
         if not failed:
             break
         with timed("factor"):

@@ -41,8 +41,10 @@ def round_weights(
         The rounded weight, ``mask`` itself, and each row's loss after plain rounding and of the result, which is
         never higher.
 
+    The losses of rows with a weight too large for a float16 scale are no numbers.
+
     Raises:
-        ValueError: shapes or dtypes do not fit, or a weight is too large for a float16 scale.
+        ValueError: shapes or dtypes do not fit.
     """
     check_layer(target, pruned, mask, hessian)
     problem = LayerProblem(hessian, damping, GROUP, backend)

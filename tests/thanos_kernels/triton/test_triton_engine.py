@@ -67,9 +67,12 @@ def test_golden(case: dict[str, Any], device: torch.device) -> None:
     assert result.loss == pytest.approx(case["loss"], rel=2e-3)
 
 
+@pytest.mark.parametrize("stages", [{}, {"values": "int8"}], ids=["plain", "int8"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", METHODS)
-def test_waits_for_the_device_once(method: str, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_for_the_device_once(
+    method: str, pattern: str, stages: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Meta tensors hold no data: whatever asks for a value, or for a copy elsewhere, fails. The engine asks once."""
     asked = []
 
@@ -89,7 +92,7 @@ def test_waits_for_the_device_once(method: str, pattern: str, monkeypatch: pytes
     monkeypatch.setattr("thanos_kernels.triton.refusal", lambda *_, **__: None)
     weight, hessian = torch.empty(48, 64, device="meta"), torch.empty(64, 64, device="meta")
     options: dict[str, Any] = {"method": method, "block_size": 16, "outlier_fraction": 0.1}
-    result = prune_weight(weight, hessian, PATTERNS[pattern], backend="triton", **options)
+    result = prune_weight(weight, hessian, PATTERNS[pattern], backend="triton", **options, **stages)
     assert result.weight.shape == result.mask.shape == (48, 64)
     assert asked == [["meta"] * 7]
 
