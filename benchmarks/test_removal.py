@@ -12,7 +12,7 @@ from benchmarks import ge
 from benchmarks.clock import seconds_of
 from benchmarks.ge import SIZE
 from benchmarks.test_layer import TFLOP
-from thanos.shrink.removal import without_cheapest
+from thanos.shrink.removal import cheapest_columns, without_columns
 
 LAYERS = [  # model, layer, rows, columns
     ("SmolLM2-135M", "down_proj", 576, 1536),
@@ -35,7 +35,9 @@ def test_channels(benchmark: Any, record: Callable[..., None], model: str, layer
     def run() -> None:
         found: list[Any] = []
         steps["factor"] = seconds_of(lambda: found.append(kernels.inverse_factor(hessian, 0.01)[0]))
-        steps["remove"] = seconds_of(lambda: without_cheapest(weight, found[0], columns // SHARE))
+        steps["remove"] = seconds_of(
+            lambda: without_columns(weight, found[0], cheapest_columns(weight, found[0], columns // SHARE))
+        )
 
     def unit() -> None:
         units.append(seconds_of(lambda: weight @ hessian))

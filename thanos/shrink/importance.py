@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thanos.shrink.goals import HeadGoal
-from thanos.shrink.removal import Removal, cheapest_groups, without_cheapest, without_columns
+from thanos.shrink.removal import Removal, cheapest_columns, cheapest_groups, without_columns
 from thanos.shrink.stream import Inputs
 from thanos.shrink.structure import Site
 from thanos.walk.replay import run_model
@@ -48,7 +48,7 @@ def remove_channels(
         fisher: (b,), the Group Fisher score, where ``kind`` is that.
     """
     if kind == "obs":
-        removal = without_cheapest(weight, upper, count)
+        removal = without_columns(weight, upper, cheapest_columns(weight, upper, count))
     else:
         score = fisher if fisher is not None else column_scores(kind, weight, inputs)
         removal = without_columns(weight, upper, score.argsort(stable=True)[:count].to(weight.device))
