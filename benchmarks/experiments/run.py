@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -50,7 +50,7 @@ class Run:
         return {"outlier_fraction" if key == "alpha" else key: value for key, value in chosen.items()}
 
 
-def each_seed(runs: Iterable[Run]) -> list[Run]:
-    """All runs with the first seed, then all with the second, ..."""
+def each_seed(runs: Iterable[Run], of: Callable[[Run], bool] = lambda _: True) -> list[Run]:
+    """All runs with the first seed, then all (of which ``of`` says so) with the second, ..."""
     runs = list(runs)
-    return [replace(run, seed=seed) for seed in SEEDS for run in runs]
+    return [replace(run, seed=seed) for seed in SEEDS for run in runs if seed == SEEDS[0] or of(run)]
