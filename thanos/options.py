@@ -21,7 +21,7 @@ from thanos_kernels.errors import first_line
 METHODS = ("thanos", "sparsegpt", "wanda", "magnitude")
 REFINEMENTS = ("none", "refit", "admm")
 """What follows the method: nothing; a refit of the kept weights; or a search for a better mask, and the refit."""
-VALUES = {"plain": 0, "int8": 127, "int4": 7}
+VALUES = {"plain": 0, "int8": 127, "int4": 7, "int3": 3}
 """What kept weights are: as they are solved for, or whole numbers up to this one times a scale for 128 columns."""
 
 METRICS = ("wanda", "obs", "magnitude")
@@ -62,8 +62,8 @@ class Options:
             is; or ``admm``, a search for a better mask of the same pattern between two refits. The layer loss never
             rises.
         values: what kept weights are: ``plain``, or rounded to ``int8`` as :func:`thanos.pack` rounds them, where later
-            columns make up for what rounding did to earlier ones; ``int4`` is there to compare with, and has no packed
-            form. Of whole removed columns they stay plain.
+            columns make up for what rounding did to earlier ones; ``int4`` and ``int3`` are there to compare with, and
+            have no packed form. Of whole removed columns they stay plain.
         backend: of the operations: ``auto``, ``native``, ``triton`` or ``reference``.
 
     Raises:

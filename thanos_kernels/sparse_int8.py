@@ -87,7 +87,7 @@ def quantise(weight: Tensor, scales: Tensor, largest: int = LARGEST) -> Tensor:
 
 
 def rounded(weight: Tensor, largest: int = LARGEST) -> Tensor:
-    """What a weight (c, b) becomes as int8 values with their scales, float32; as int4 values where 7 is the largest.
+    """What a weight (c, b) becomes as int8 values with their scales, float32; int4 values where 7 is the largest.
 
     A group with a weight too large for a float16 scale becomes no number.
     """

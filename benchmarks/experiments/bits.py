@@ -17,12 +17,14 @@ from benchmarks.report.groups import pattern_name
 from benchmarks.report.markdown import number, table
 from thanos import pack
 from thanos.checkpoint import load_model, save_model
+from thanos_kernels.sparse_int8 import GROUP
 
 _DENSE = Run("dense", None)
 _LLAMA = "llama.cpp"
 _TYPES = ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K")
 _PATTERNS = ("0.5", "2:4")
 _VALUES = {"plain": 16, "int8": 8, "int4": 4}  # bits of a kept value
+_THREE_BITS = Run(pattern="1:64", quality="balanced", values="int3", source=TRAINING)  # all but dense
 
 
 def _runs() -> list[Run]:
@@ -31,7 +33,7 @@ def _runs() -> list[Run]:
         for pattern in _PATTERNS
         for values in _VALUES
     ]
-    return [_DENSE, *(Run(_LLAMA, None, values=kind) for kind in _TYPES), *pruned]
+    return [_DENSE, *(Run(_LLAMA, None, values=kind) for kind in _TYPES), *pruned, _THREE_BITS]
 
 
 def measure(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
@@ -60,6 +62,8 @@ def _quantised(lab: Lab, run: Run, folder: Path) -> tuple[Any, float]:
 def _pruned(lab: Lab, run: Run, folder: Path) -> tuple[Any, float]:
     """The pruned model, and its bits; of int4 values, which have no packed form, what they would be."""
     model, _ = lab.prune(run)
+    if run == _THREE_BITS:
+        return model, 3 + 16 / GROUP
     save_model(model.to(torch.bfloat16), lab.tokenizer, folder / "model")
     packed = pack(folder / "model", folder / "packed", values="plain" if run.values == "plain" else "int8")
     bits = 16 * packed.compact_bytes / packed.dense_bytes
@@ -77,7 +81,8 @@ def section(found: Records) -> list[str]:
         "The dense model in llama.cpp's types, and pruned ones (`--quality balanced`) in the compact form, by the bits "
         "that a weight of the blocks takes, with scales, masks and what llama.cpp keeps in a larger type. Perplexity "
         "on WikiText-2 and on the last eighth of the C4 sample, all in Transformers: of llama.cpp's types the weights "
-        "that they hold. Values are rounded while pruning (`--pack int8`); int4 has no packed form."
+        "that they hold. Values are rounded while pruning (`--pack int8`); int4 has no packed form. Three bits "
+        "are rounded to in the same way, with one weight of 64 removed."
     )
     return [text, table(["weights", "bits", "perplexity", "held out"], lines)]
 
@@ -87,6 +92,8 @@ def _name(run: Run) -> str:
         return "dense, bfloat16"
     if run.method == _LLAMA:
         return f"dense, llama.cpp {run.values}"
+    if run == _THREE_BITS:
+        return "dense, three bits"
     return f"{pattern_name(run.pattern)}, {'bfloat16' if run.values == 'plain' else run.values}"
 
 
