@@ -92,6 +92,7 @@ def test_every_option_has_its_place_in_a_recipe(model_folder: Path, text: Path, 
     left = {parameter.name for parameter in main.params} - ASIDE - names
     assert left <= {
         "metric",
+        "pack",
         "block_size",
         "text_field",
         "memory_limit",
