@@ -12,7 +12,7 @@ import thanos_kernels as kernels
 
 SWEEPS = 4
 BLOCK = 128
-_ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def refit(
     problem = LayerProblem(hessian, damping, block_size, backend)
     weight = pruned.clone()
     before, after = (pruned.new_zeros(len(pruned), dtype=torch.float64) for _ in range(2))
-    for start in range(0, len(pruned), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(pruned), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
         change, before[part], after[part] = problem.sweep(target[part], pruned[part], mask[part], sweeps)
         better = (after[part] < before[part]) & mask[part].any(1)
         better_weight = torch.where(mask[part], 0, change.add_(target[part]))

@@ -9,10 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thanos.engine.refine import LayerProblem, Refined, check_layer
+from thanos.engine.refine import ROWS_AT_ONCE, LayerProblem, Refined, check_layer
 from thanos_kernels.sparse_int8 import GROUP, LARGEST, rounded
-
-_ROWS_AT_ONCE = 1024
 
 
 def round_weights(
@@ -54,8 +52,8 @@ def round_weights(
 
     weight = pruned.clone()
     before, after = (pruned.new_zeros(len(pruned), dtype=torch.float64) for _ in range(2))
-    for start in range(0, len(pruned), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(pruned), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
         touched = mask[part].any(1, keepdim=True)
         plain = torch.where(touched, as_kept(pruned[part]), pruned[part])
         change = plain - target[part]

@@ -77,6 +77,15 @@ def test_a_metric_of_the_output_changes_the_choice() -> None:
     assert chosen.tolist() == cheapest_columns(weight[:1], upper, 10).tolist()
 
 
+def test_fewer_candidates_come_near_to_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _, upper = problem(24, 500)
+    weight *= torch.linspace(0.2, 2, 500, dtype=torch.float64)  # some matter more, as in real layers
+    some = without_columns(weight, upper, cheapest_columns(weight, upper, 60))  # of 316
+    monkeypatch.setattr("thanos.shrink.removal._MORE", 500)
+    every = without_columns(weight, upper, cheapest_columns(weight, upper, 60))
+    assert some.loss == pytest.approx(every.loss, rel=0.02)
+
+
 def test_columns_of_zero_go_first() -> None:
     weight, _, upper = problem(6, 30)
     weight[:, [5, 20]] = 0
