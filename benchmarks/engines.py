@@ -123,7 +123,7 @@ def _run(job: Job) -> Outcome:
             split=split,
             peak_bytes=peak,
             perplexity=None if job.text is None else perplexity(model, None, job.text, sequence_length=job.window),
-            sparsity=_sparsity(load_model(str(job.model)), model, job.engine),
+            sparsity=pruned_share(load_model(str(job.model)), model, job.engine),
             threads=torch.get_num_threads(),
         )
 
@@ -161,8 +161,8 @@ def _tokenizer(folder: Path) -> Any:
     return load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").exists() else None
 
 
-def _sparsity(dense: Any, pruned: Any, engine: str) -> float:
-    """The share of zeros in the blocks' linear layers.
+def pruned_share(dense: Any, pruned: Any, engine: str) -> float:
+    """The share of zeros in the blocks' linear layers of a model.
 
     Raises:
         ValueError: any other weight differs.

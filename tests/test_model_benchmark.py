@@ -60,10 +60,10 @@ def test_the_small_model_has_the_same_widths(job: engines.Job) -> None:
 def test_an_engine_that_changes_a_dense_weight_is_refused(job: engines.Job) -> None:
     dense, pruned = load_model(str(job.model)), load_model(str(job.model))
     pruned.model.layers[0].mlp.up_proj.weight.data[:, ::2] = 0
-    assert 0 < engines._sparsity(dense, pruned, "this") < 0.5
+    assert 0 < engines.pruned_share(dense, pruned, "this") < 0.5
     pruned.model.norm.weight.data[0] += 1
     with pytest.raises(ValueError, match=r"this changed model\.norm\.weight"):
-        engines._sparsity(dense, pruned, "this")
+        engines.pruned_share(dense, pruned, "this")
 
 
 def test_the_peer_takes_n_of_m_as_we_do() -> None:

@@ -48,7 +48,7 @@ def experiment_rows(run: Run, name: str) -> list[dict[str, Any]]:
         BASE.get(run.pattern, 70.0) * WORSE[run.method] * (1 - 0.3 * run.alpha) * size * noise.uniform(0.98, 1.02)
     )
     row = {**common, "nominal_sparsity": nominal, "effective_sparsity": effective, "perplexity": perplexity}
-    if name in ("refine", "reconstruct", "allocation", "shrink", "sparsity", "recovery", "bits"):
+    if name in ("refine", "reconstruct", "allocation", "shrink", "sparsity", "recovery", "bits", "presets"):
         row["held_out"] = 1.3 * perplexity
     if name == "bits":
         row["bits"] = noise.uniform(3, 16)
@@ -59,7 +59,9 @@ def experiment_rows(run: Run, name: str) -> list[dict[str, Any]]:
     prune = noise.uniform(5, 15) + 40 / (run.block_size or 128)
     if run.method != "dense":
         row["seconds"] = {"forward": 20.0, "hessian": 15.0, "prune": prune, "other": 1.0, "total": 36 + prune}
-    if name == "main" and run.seed == 0:
+    if name == "presets" and run.method != "dense":
+        row["peak_bytes"] = 2.5e9
+    if name in ("main", "presets") and run.seed == 0:
         row["zero_shot"] = {"tasks": tasks, "average": average}
     return [row]
 
@@ -312,6 +314,23 @@ def test_peers_stand_side_by_side(place: Path) -> None:
     assert found[4:] == ["43.40", "46.50"]
 
 
+def test_presets_stand_beside_the_others(place: Path) -> None:
+    part = section(text_of(place), "Which preset?")
+    names = [line.split(" | ")[0].strip("| ") for line in section(part, "2:4 by each preset").splitlines()[4:]]
+    assert [name for name in names if name] == [
+        "dense", "Wanda", "SparseGPT", "Thanos, fast", "Thanos, balanced", "Thanos, best", "llm-compressor's Wanda",
+        "llm-compressor's SparseGPT",
+    ]  # fmt: skip
+    best = cells(part, "Thanos, best")
+    assert float(best[2]) == pytest.approx(1.3 * float(best[1]), abs=0.01)
+    assert best[5] == "2.50"
+    (place / "README.md").write_text("<!-- presets -->\n<!-- /presets -->\n")
+    assert report(place).exit_code == 0
+    told = cells((place / "README.md").read_text(), "**Thanos, best**")
+    assert told[1:3] == best[1:3]
+    assert len(told) == 7
+
+
 def test_models_in_llama_cpp_stand_beside_the_dense_one(place: Path) -> None:
     part = section(text_of(place), "In llama.cpp")
     rows = [cells(part, f"{model} | {kind}") for kind in ("f16", "Q4_K_M") for model in ("dense", "small")]
@@ -366,7 +385,7 @@ def test_no_file_at_all_and_partial_ones(place: Path) -> None:
         assert f"{kept} of {len(rows)} runs are there" in text_of(place)
     for file in results(place).iterdir():
         file.unlink()
-    assert text_of(place).count("Not measured yet") == 25
+    assert text_of(place).count("Not measured yet") == 26
     assert report(place).exit_code == 0
 
 

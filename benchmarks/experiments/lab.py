@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 
+from benchmarks import peers
+from benchmarks.engines import pruned_share
 from benchmarks.experiments.run import TRAINING, Run
 from benchmarks.machine import describe
 from benchmarks.records import Row
@@ -102,6 +105,8 @@ class Lab:
         if run.method == "dense":
             return self.model, {"nominal_sparsity": 0.0, "effective_sparsity": 0.0}
         model = copy.deepcopy(self.model)
+        if run.engine == "llmcompressor":
+            return self._by_peer(model, run)
         pattern = parse_any_pattern(str(run.pattern))
         if isinstance(pattern, Shrink):
             return self._shrink(model, pattern, run)
@@ -109,6 +114,14 @@ class Lab:
         seconds = {part: round(value, 3) for part, value in report.seconds.items()}
         sparsities = {"nominal_sparsity": report.nominal_sparsity, "effective_sparsity": report.effective_sparsity}
         return model, {**sparsities, "seconds": seconds}
+
+    def _by_peer(self, model: Any, run: Run) -> tuple[Any, Row]:
+        """The same samples, pattern and layers, pruned by llm-compressor."""
+        begin = time.perf_counter()
+        peers.llmcompressor()(model, self.tokenizer, self.samples(run), run.method, str(run.pattern))
+        seconds = {"total": round(time.perf_counter() - begin, 3)}
+        share = pruned_share(self.model, model, run.engine)
+        return model, {"nominal_sparsity": share, "effective_sparsity": share, "seconds": seconds}
 
     def _shrink(self, model: Any, pattern: Shrink, run: Run) -> tuple[Any, Row]:
         """A smaller model, as the command makes it; of a preset, what there is of it where nothing is masked."""

@@ -8,6 +8,7 @@ from benchmarks.experiments import (
     main,
     metric,
     outliers,
+    presets,
     recovery,
     shrink,
     sparsity,
@@ -16,6 +17,7 @@ from benchmarks.experiments import (
 
 EXPERIMENTS = {
     "main": main.EXPERIMENT,
+    "presets": presets.EXPERIMENT,
     "block_size": block_size.EXPERIMENT,
     "alpha": alpha.EXPERIMENT,
     "metric": metric.EXPERIMENT,

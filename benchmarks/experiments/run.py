@@ -10,7 +10,7 @@ SEEDS = (0, 1, 2)
 PATTERNS = ("0.5", "structured:0.3", "4:8", "2:4")  # of the main table
 TRAINING = "c4-first"  # the source of the first seven eighths of the C4 text; the rest is held out
 _SAMPLING = ("source", "samples", "length", "seed")
-_TRAINING = ("recover", "minutes")
+_TRAINING = ("recover", "minutes", "engine")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Run:
     allocation: str = "uniform"
     quality: str = "fast"
     values: str = "plain"
+    engine: str = "thanos"  # or "llmcompressor", which prunes in our place
     recover: str | None = None
     minutes: int = 0
     source: str = "c4"

@@ -8,7 +8,7 @@ from benchmarks.experiments.experiment import Experiment, tabled
 from benchmarks.experiments.lab import scored_twice
 from benchmarks.experiments.run import TRAINING, Run, each_seed
 from benchmarks.report.groups import SEEDS_OF
-from benchmarks.report.markdown import number, spread
+from benchmarks.report.markdown import NOTHING, number, spread
 from thanos.options import ALLOCATIONS, REFINEMENTS, TARGETS
 
 _NOTE = (
@@ -22,8 +22,12 @@ def _often(run: Run) -> bool:
     return run.pattern in ("0.5", "2:4") and (not run.reconstruct or run.samples == Run.samples)
 
 
+def _told(value: object) -> object:
+    return NOTHING if value is None else value
+
+
 def _experiment(heading: str, text: str, runs: Iterable[Run], *columns: str) -> Experiment:
-    named = [(name, lambda group, name=name: getattr(group.run, name)) for name in columns]
+    named = [(name, lambda group, name=name: _told(getattr(group.run, name))) for name in columns]
     section = tabled(
         f"{text} {_NOTE}",
         "pattern",
@@ -38,15 +42,24 @@ def _experiment(heading: str, text: str, runs: Iterable[Run], *columns: str) -> 
 
 REFINE = _experiment(
     "What do refits, mask searches and corrected targets give?",
-    "Each stage alone and together, without reconstruction.",
+    "Each stage alone and together, without reconstruction. Of n:m patterns blocks have about 512 columns, and "
+    "128 with a refit; the rows that name a block size have the other one.",
     [
-        Run(pattern=pattern, refine=refine, targets=targets, source=TRAINING)
-        for pattern in ("0.5", "0.6", "0.7", "2:4", "4:8", "structured:0.3")
-        for targets in TARGETS
-        for refine in REFINEMENTS
+        *(
+            Run(pattern=pattern, refine=refine, targets=targets, source=TRAINING)
+            for pattern in ("0.5", "0.6", "0.7", "2:4", "4:8", "structured:0.3")
+            for targets in TARGETS
+            for refine in REFINEMENTS
+        ),
+        *(
+            Run(pattern=pattern, refine=refine, block_size=size, source=TRAINING)
+            for pattern in ("2:4", "4:8")
+            for refine, size in (("none", 128), ("refit", 512))
+        ),
     ],
     "refine",
     "targets",
+    "block_size",
 )
 
 RECONSTRUCT = _experiment(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from benchmarks.experiments import block_size, outliers
+from benchmarks.experiments import block_size, outliers, presets
 from benchmarks.experiments import main as main_table
 from benchmarks.experiments.registry import EXPERIMENTS
 from benchmarks.machine import sentences
-from benchmarks.records import Row
+from benchmarks.records import Records, Row
 from benchmarks.report import engine, smaller, speed
 from benchmarks.report.groups import provenance
 from benchmarks.report.large import large
@@ -102,12 +102,25 @@ def readme(text: str, results: Results, link: str) -> str:
         link: to the page.
     """
     tables = {"results": _quality(results, link), "speed": speed.readme_table(results.of("layer", "layer"))}
+    if "presets" in results.files:
+        tables["presets"] = _presets(results.files["presets"], link)
     if rows := results.of("side"):
         tables["side"] = [smaller.side_by_side(rows)]
     for name, parts in tables.items():
         if parts:
             text = put_between(text, name, "\n\n".join(parts))
     return text
+
+
+def _presets(found: Records, link: str) -> list[str]:
+    s = found.head["settings"]
+    note = (
+        f"{s['model']} in {s['dtype']}, 64 calibration samples of 512 tokens, one seed: perplexity on the first "
+        f"{s['evaluation_tokens']} tokens of WikiText-2 and as many of a part of C4 that the calibration does not see, "
+        f"and seconds of the walk (`{found.head['command']}`). "
+        f"[With zero-shot accuracy and memory]({link}#which-preset)."
+    )
+    return [presets.readme_table(found), note]
 
 
 def _quality(results: Results, link: str) -> list[str]:

@@ -119,7 +119,7 @@ _default = partial(default_of, RecoverOptions)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of Adam, its highest.  [default: 3e-4 for weights, 3e-3 for norms, 1e-3 for lora]",
+    help="Of Adam, its highest.  [default: 7e-4 for weights, 3e-3 for norms, 1e-3 for lora]",
 )
 @click.option("--rank", default=_default("rank"), type=click.IntRange(min=1), help="Of low-rank updates.")
 @click.option("--batch-size", default=_default("batch_size"), type=click.IntRange(min=1), help="Windows in a step.")
