@@ -54,10 +54,10 @@ def main(name: str, zero_shot: bool, workers: int, output: Path, **options: Any)
         raise click.ClickException(str(error)) from None
     store.add([])
     missing = store.missing(scored)
+    click.echo(f"{name}: {len(experiment.runs) - len(missing)} of {len(experiment.runs)} runs are there")
     if (why := peers.missing()) and (left := [run for run in missing if run.engine == "llmcompressor"]):
         click.echo(f"{len(left)} runs by llm-compressor are left out: {why}")
         missing = [run for run in missing if run not in left]
-    click.echo(f"{name}: {len(experiment.runs) - len(missing)} of {len(experiment.runs)} runs are there")
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     begin = time.perf_counter()
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, threads)) as pool:

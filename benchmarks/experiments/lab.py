@@ -117,8 +117,9 @@ class Lab:
 
     def _by_peer(self, model: Any, run: Run) -> tuple[Any, Row]:
         """The same samples, pattern and layers, pruned by llm-compressor."""
+        prune, samples = peers.llmcompressor(), self.samples(run)
         begin = time.perf_counter()
-        peers.llmcompressor()(model, self.tokenizer, self.samples(run), run.method, str(run.pattern))
+        prune(model, self.tokenizer, samples, run.method, str(run.pattern))
         seconds = {"total": round(time.perf_counter() - begin, 3)}
         share = pruned_share(self.model, model, run.engine)
         return model, {"nominal_sparsity": share, "effective_sparsity": share, "seconds": seconds}

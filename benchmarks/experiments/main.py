@@ -70,10 +70,6 @@ def _pattern_table(block: list[Group]) -> str:
         best = len(peers) > 1 and _mean(group) == min(map(_mean, peers)) < float("inf")
         return f"**{text}**" if best else text
 
-    def average(group: Group) -> str:
-        zero_shot = group.first.get("zero_shot")
-        return accuracy(zero_shot["average"]) if zero_shot else NOTHING
-
     return grouped(
         block,
         ("method", lambda group: run_name(group.run, alpha=False)),
@@ -81,7 +77,7 @@ def _pattern_table(block: list[Group]) -> str:
         "effective sparsity",
         ("perplexity", scores),
         "runs",
-        ("zero-shot, %", average),
+        "zero-shot, %",
         "seconds",
     )
 

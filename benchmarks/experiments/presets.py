@@ -11,19 +11,19 @@ from benchmarks.experiments.run import TRAINING, Run
 from benchmarks.memory import peak_bytes
 from benchmarks.records import Records, Row
 from benchmarks.report.groups import Group, groups, pattern_name, run_name
-from benchmarks.report.markdown import NOTHING, accuracy, number, table
+from benchmarks.report.markdown import NOTHING, number, table
 from thanos.options import QUALITIES
 
 _PATTERNS = ("0.5", "2:4")
-_SAMPLES = 64
+SAMPLES = 64
 _DENSE = Run("dense", None)
 
 
 def _runs() -> list[Run]:
     """The cheap ones first, so that there is something to compare the long ones with."""
-    presets = [Run(quality=quality, samples=_SAMPLES, source=TRAINING) for quality in QUALITIES]
+    presets = [Run(quality=quality, samples=SAMPLES, source=TRAINING) for quality in QUALITIES]
     rivals = [
-        Run(method, engine=engine, samples=_SAMPLES, source=TRAINING)
+        Run(method, engine=engine, samples=SAMPLES, source=TRAINING)
         for engine in ("thanos", "llmcompressor")
         for method in ("wanda", "sparsegpt")
     ]
@@ -44,7 +44,7 @@ def measure(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
 def section(found: Records) -> list[str]:
     """A table for each pattern."""
     text = [
-        f"Calibrated on {_SAMPLES} samples of 512 tokens from the first seven eighths of the C4 sample, one seed. "
+        f"Calibrated on {SAMPLES} samples of 512 tokens from the first seven eighths of the C4 sample, one seed. "
         "Perplexity on WikiText-2 and on the last eighth of the C4 sample, and zero-shot accuracy over "
         f"{found.head['settings']['zero_shot_limit']} documents of each task. Seconds of the whole walk, and by how "
         "many GB the process grew in it."
@@ -58,16 +58,12 @@ def section(found: Records) -> list[str]:
 
 
 def _table(block: list[Group]) -> str:
-    def average(group: Group) -> str:
-        zero_shot = group.first.get("zero_shot")
-        return accuracy(zero_shot["average"]) if zero_shot else NOTHING
-
     return grouped(
         block,
         ("method", _name),
         ("WikiText-2", lambda group: number(group.first["perplexity"])),
         ("held-out C4", lambda group: number(group.first["held_out"])),
-        ("zero-shot, %", average),
+        "zero-shot, %",
         "seconds",
         ("GB", lambda group: number(group.first["peak_bytes"] / 1e9) if "peak_bytes" in group.first else NOTHING),
     )

@@ -10,7 +10,7 @@ SEEDS = (0, 1, 2)
 PATTERNS = ("0.5", "structured:0.3", "4:8", "2:4")  # of the main table
 TRAINING = "c4-first"  # the source of the first seven eighths of the C4 text; the rest is held out
 _SAMPLING = ("source", "samples", "length", "seed")
-_TRAINING = ("recover", "minutes", "engine")
+_ASIDE = ("engine", "recover", "minutes")  # no matter of prune_model
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         """The options of :func:`thanos.prune_model` beside the pattern."""
-        chosen = {key: value for key, value in self.told().items() if key not in ("pattern", *_SAMPLING, *_TRAINING)}
+        chosen = {key: value for key, value in self.told().items() if key not in ("pattern", *_SAMPLING, *_ASIDE)}
         return {"outlier_fraction" if key == "alpha" else key: value for key, value in chosen.items()}
 
 

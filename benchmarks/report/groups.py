@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.experiments.run import PATTERNS, Run
 from benchmarks.machine import sentences
 from benchmarks.records import Records, Row
-from benchmarks.report.markdown import listing, number, percent, spread
+from benchmarks.report.markdown import NOTHING, accuracy, listing, number, percent, spread
 
 METHODS = {
     "dense": "dense",
@@ -77,6 +77,12 @@ def pattern_name(pattern: str | None) -> str:
     return f"{kind or 'unstructured'} {float(share):.0%}"
 
 
+def _average(group: Group) -> str:
+    """Over the zero-shot tasks, of seed 0."""
+    zero_shot = group.first.get("zero_shot")
+    return accuracy(zero_shot["average"]) if zero_shot else NOTHING
+
+
 Column = Callable[[Group], object]
 COLUMNS: dict[str, Column] = {
     "method": lambda group: run_name(group.run),
@@ -85,6 +91,7 @@ COLUMNS: dict[str, Column] = {
     "effective sparsity": lambda group: percent(group.sparsity, 2),
     "perplexity": lambda group: spread(group.values("perplexity")),
     "runs": lambda group: len(group.rows),
+    "zero-shot, %": _average,
     "seconds": lambda group: number(group.seconds()),
 }
 

@@ -115,9 +115,9 @@ def readme(text: str, results: Results, link: str) -> str:
 def _presets(found: Records, link: str) -> list[str]:
     s = found.head["settings"]
     note = (
-        f"{s['model']} in {s['dtype']}, 64 calibration samples of 512 tokens, one seed: perplexity on the first "
-        f"{s['evaluation_tokens']} tokens of WikiText-2 and as many of a part of C4 that the calibration does not see, "
-        f"and seconds of the walk (`{found.head['command']}`). "
+        f"{s['model']} in {s['dtype']}, {presets.SAMPLES} calibration samples of 512 tokens, one seed: perplexity on "
+        f"the first {s['evaluation_tokens']} tokens of WikiText-2 and as many of a part of C4 that the calibration "
+        f"does not see, and seconds of the walk (`{found.head['command']}`). "
         f"[With zero-shot accuracy and memory]({link}#which-preset)."
     )
     return [presets.readme_table(found), note]

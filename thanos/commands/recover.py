@@ -45,7 +45,7 @@ from thanos.commands.training import (
     write_record,
 )
 from thanos.engine.peers import Peers
-from thanos.recover.options import COMPUTE, MASKS, TRAINED, RecoverOptions, trainable_pattern
+from thanos.recover.options import COMPUTE, MASKS, RATES, TRAINED, RecoverOptions, trainable_pattern
 
 _MINUTES = 20.0  # where nobody says how long
 
@@ -119,7 +119,7 @@ _default = partial(default_of, RecoverOptions)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of Adam, its highest.  [default: 7e-4 for weights, 3e-3 for norms, 1e-3 for lora]",
+    help=f"Of Adam, its highest.  [default: {', '.join(f'{rate:g} for {what}' for what, rate in RATES.items())}]",
 )
 @click.option("--rank", default=_default("rank"), type=click.IntRange(min=1), help="Of low-rank updates.")
 @click.option("--batch-size", default=_default("batch_size"), type=click.IntRange(min=1), help="Windows in a step.")
