@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -48,7 +49,10 @@ def llmcompressor() -> Prune:
             modifier = WandaPruningModifier(**options)
         rows = [{"input_ids": sample, "attention_mask": torch.ones_like(sample)} for sample in samples]
         data = torch.utils.data.DataLoader(rows, batch_size=BATCH_SIZE)  # type: ignore[arg-type]
-        oneshot(model=model, processor=tokenizer, dataset=data, recipe=modifier)
+        with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again where the model is from
+            model.config.save_pretrained(folder)
+            model.config.name_or_path = folder
+            oneshot(model=model, processor=tokenizer, dataset=data, recipe=modifier)
         return {}
 
     return prune

@@ -61,8 +61,7 @@ def main(name: str, zero_shot: bool, workers: int, output: Path, **options: Any)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     begin = time.perf_counter()
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, threads)) as pool:
-        ordered = sorted(missing, key=lambda run: run.seed == 0)  # those that take longest, for their zero-shot tasks
-        jobs = [pool.submit(work, experiment.measure, run, scored and run.seed == 0) for run in ordered]
+        jobs = [pool.submit(work, experiment.measure, run, scored and run.seed == 0) for run in missing]
         for done, job in enumerate(as_completed(jobs), 1):
             rows = job.result()
             store.add(rows)

@@ -1,11 +1,13 @@
 """Search for an allocation: layers are pruned anew in place, and the model is compared with the dense one.
 
 Layers are pruned on the Hessians of the dense model, by the method alone; what pruned layers before them change is
-seen by the judge, not by the pruning.
+seen by the judge, not by the pruning. What a layer's next weights are worth is told by one gradient of the judgement
+(docs/method.md, section 11).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from thanos.allocate import SearchState, exchange_search, uniform
+from thanos.allocate import SearchState, search_counts, uniform
 from thanos.engine.factor import Factor
 from thanos.engine.layer import factor_for, prune_layer
 from thanos.engine.timing import StepTimer
@@ -24,9 +26,12 @@ from thanos.walk.hessians import InputHessian
 from thanos.walk.memory import available_memory
 from thanos.walk.replay import run_model
 from thanos.walk.walk import State, Walk
+from thanos_kernels.errors import first_line
 
 _TOKENS = 2048  # of the samples that judge
 _LOGITS = 1 << 26  # numbers of the dense model's output that are kept
+_FEWER = 0.05  # of a layer's weights: what a gain is measured on
+_COPIES = 3  # of the weights at most: dense, of the trial before, and gradients
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def search(walk: Walk, judge: Judge, inputs: Mapping[str, InputHessian], sparsit
 
     groups = {name: name.rpartition(".")[0] for name in sizes}  # attention, feed-forward
     with trials.restored():
-        state = exchange_search(state, sizes, sparsity, trials, budget, groups=groups, saved=saved)
+        state = search_counts(state, sizes, sparsity, trials, budget, gains=trials.gains, groups=groups, saved=saved)
     return dict(state.counts)
 
 
@@ -82,6 +87,7 @@ class _Trials:
         self._dense = {name: layer.weight.detach().clone() for name, layer in layers.items()}
         self._now: dict[str, int] = {}
         self._before: dict[str, tuple[int, Tensor]] = {}
+        self._factor: tuple[Tensor, Factor] | None = None
         self._judging = judge.samples[-max(1, _TOKENS // judge.samples.shape[1]) :]
         vocabulary = len(judge.model.get_input_embeddings().weight)  # type: ignore[operator]
         self._every = -(-self._judging.numel() * vocabulary // _LOGITS)
@@ -91,7 +97,67 @@ class _Trials:
         return run_model(self._model, sample[None]).logits[0, :: self._every].float().log_softmax(-1)
 
     def __call__(self, counts: Mapping[str, int]) -> float:
-        factors: dict[int, Factor] = {}
+        """The mean divergence from the dense model's output."""
+        self._set(counts)
+        scores = [
+            divergence(wanted, self._output(one)) for one, wanted in zip(self._judging, self._wanted, strict=True)
+        ]
+        return sum(scores) / len(scores)
+
+    def gains(self, counts: Mapping[str, int]) -> dict[str, float] | None:
+        """By how much the divergence falls for a weight fewer removed, by layer, to first order.
+
+        That is ``<gradient, W - W'> / k``, where W' has k weights more than W. None where there is no gradient.
+        """
+        self._set(counts)
+        gradients = self._gradients()
+        if gradients is None:
+            return None
+        found = {}
+        for name, count in counts.items():
+            layer = self._layers[name]
+            fewer = max(0, count - max(1, int(_FEWER * layer.weight.numel())))
+            change = layer.weight.float() - self._pruned(name, fewer)
+            parameter = self._model.get_parameter(layer.parameter_name)
+            with _data(parameter, gradients[layer.parameter_name]):
+                along = float((layer.weight.float() * change).sum(dtype=torch.float64))
+            found[name] = along / max(1, count - fewer)
+        return found
+
+    def _gradients(self) -> dict[str, Tensor] | None:
+        """Of the mean divergence, by the parameters that hold the layers; None, and a warning, where it has none."""
+        names = list(dict.fromkeys(layer.parameter_name for layer in self._layers.values()))
+        chosen = [self._model.get_parameter(name) for name in names]
+        every = {one: one.requires_grad for one in self._model.parameters()}
+        sums = [torch.zeros_like(one) for one in chosen]
+        try:
+            for one in every:
+                one.requires_grad_(False)
+            for one in chosen:
+                one.requires_grad_(True)
+            for sample, wanted in zip(self._judging, self._wanted, strict=True):
+                with torch.enable_grad():
+                    score = (wanted.exp() * (wanted - self._output(sample))).sum()
+                    score = score / (len(wanted) * len(self._judging))
+                parts = torch.autograd.grad(score, chosen, allow_unused=True)
+                for total, part in zip(sums, parts, strict=True):
+                    if part is not None:
+                        total += part
+        except Exception as error:  # of a model's own code, such as of a forward that has no gradient
+            warnings.warn(
+                f"the model has no gradient ({type(error).__name__}: {first_line(error)}), so its allocation is "
+                "searched by exchanges alone",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        finally:
+            for one, flag in every.items():
+                one.requires_grad_(flag)
+        return dict(zip(names, sums, strict=True))
+
+    def _set(self, counts: Mapping[str, int]) -> None:
+        """Give the layers these counts."""
         last, self._before = self._before, {}
         for name, count in counts.items():
             if self._now.get(name) == count:
@@ -99,15 +165,11 @@ class _Trials:
             weight = self._layers[name].weight
             if name in self._now:
                 self._before[name] = self._now[name], weight.clone()
-            known, pruned = last.get(name, (None, weight))
-            weight.copy_(pruned if known == count else self._pruned(name, count, factors))
+            known, pruned = last.pop(name, (None, weight))
+            weight.copy_(pruned if known == count else self._pruned(name, count))
             self._now[name] = count
-        scores = [
-            divergence(wanted, self._output(one)) for one, wanted in zip(self._judging, self._wanted, strict=True)
-        ]
-        return sum(scores) / len(scores)
 
-    def _pruned(self, name: str, count: int, factors: dict[int, Factor]) -> Tensor:
+    def _pruned(self, name: str, count: int) -> Tensor:
         hessian, weight = self._inputs[name].hessian, self._dense[name].to(self._walk.plan.device)
         assert hessian is not None
         options = replace(
@@ -116,9 +178,11 @@ class _Trials:
             values="plain",
             pattern=Unstructured((count + 0.5) / weight.numel()),
         )
-        if id(hessian) not in factors:
-            factors[id(hessian)] = factor_for(hessian, torch.promote_types(weight.dtype, hessian.dtype), options)
-        return prune_layer(weight, factors[id(hessian)], options, StepTimer(hessian.device)).weight
+        if self._factor is None or self._factor[0] is not hessian:  # layers with one input come one after the other
+            dtype = torch.promote_types(weight.dtype, hessian.dtype)
+            self._factor = None
+            self._factor = hessian, factor_for(hessian, dtype, options)
+        return prune_layer(weight, self._factor[1], options, StepTimer(hessian.device)).weight
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -130,16 +194,26 @@ class _Trials:
                 self._layers[name].weight.copy_(weight)
 
 
+@contextmanager
+def _data(parameter: nn.Parameter, data: Tensor) -> Iterator[None]:
+    """In the body the parameter holds ``data``, so that layers are views of it."""
+    own, parameter.data = parameter.data, data
+    try:
+        yield
+    finally:
+        parameter.data = own
+
+
 def check_room(walk: Walk) -> None:
-    """Raise ValueError where what a search keeps does not fit: the layers' Hessians, and a copy of their weights."""
+    """Raise ValueError where what a search keeps does not fit: the layers' Hessians, and copies of their weights."""
     if not walk.plan.store.resident:
         raise ValueError("allocation search needs the model in memory; choose another, or --stream no")
     layers = [layer for block in walk.plan.decoder.layers for layer in block if layer.name in walk.chosen]
     copies = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     inputs = {(layer.name.rpartition(".")[0], layer.expert, layer.weight.shape[1]) for layer in layers}
-    needed, free = copies + sum(4 * width**2 for _, _, width in inputs), available_memory(walk.plan.device)
+    needed, free = _COPIES * copies + sum(4 * width**2 for _, _, width in inputs), available_memory(walk.plan.device)
     if needed > free:
         raise ValueError(
-            f"allocation search keeps the Hessians of all layers and a copy of their weights, {needed / 2**30:.1f} GiB "
-            f"where {free / 2**30:.1f} are free; choose another allocation"
+            f"allocation search keeps the Hessians of all layers and {_COPIES} copies of their weights, "
+            f"{needed / 2**30:.1f} GiB where {free / 2**30:.1f} are free; choose another allocation"
         )

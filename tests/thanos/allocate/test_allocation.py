@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import product
 
 import pytest
@@ -15,14 +16,15 @@ from thanos.allocate import (
     Curve,
     SearchState,
     curvature,
-    exchange_search,
     fit_total,
     lamp,
     layer_curve,
     owl,
+    search_counts,
     uniform,
 )
 from thanos.allocate.lamp import lamp_scores
+from thanos.allocate.moves import shifted
 from thanos.allocate.owl import outlier_share
 
 quick = settings(max_examples=30, deadline=None)
@@ -59,7 +61,7 @@ def test_owl_and_curvature_and_exchanges_keep_the_total(sizes: dict, sparsity: f
         tried.append(dict(counts))
         return -len(tried)
 
-    exchange_search(start, sizes, sparsity, evaluate, 6, step=0.3)
+    search_counts(start, sizes, sparsity, evaluate, 6, exchange=0.3)
     for counts in tried:
         check(counts, sizes, sparsity)
 
@@ -129,12 +131,42 @@ def test_a_search_finds_a_better_split_and_resumes_to_the_same_end() -> None:
 
     states: list[SearchState] = []
     start = SearchState(uniform(sizes, 0.5))
-    whole = exchange_search(start, sizes, 0.5, evaluate, 60, saved=states.append)
+    whole = search_counts(start, sizes, 0.5, evaluate, 60, saved=states.append)
     assert whole.score < 0.2 * evaluate(start.counts)
-    assert exchange_search(states[17], sizes, 0.5, evaluate, 60) == whole
+    assert search_counts(states[17], sizes, 0.5, evaluate, 60) == whole
     assert whole.evaluations == 60
-    never = exchange_search(start, sizes, 0.5, lambda counts: math.nan, 5)
+    never = search_counts(start, sizes, 0.5, lambda counts: math.nan, 5)
     assert never.counts == start.counts
+
+
+def test_a_search_follows_the_gains_first_and_resumes_among_them() -> None:
+    sizes = {f"l{number}": 1000 + 100 * number for number in range(12)}
+    weights = {name: 4.0 ** (number % 5) for number, name in enumerate(sizes)}
+
+    def evaluate(counts: Mapping[str, int]) -> float:
+        return sum(weights[name] * math.exp(8 * counts[name] / sizes[name]) for name in sizes)
+
+    def gains(counts: Mapping[str, int]) -> dict[str, float]:
+        return {name: weights[name] * 8 * math.exp(8 * counts[name] / sizes[name]) / sizes[name] for name in sizes}
+
+    start, states = SearchState(uniform(sizes, 0.5)), list[SearchState]()
+    whole = search_counts(start, sizes, 0.5, evaluate, 16, gains=gains, saved=states.append)
+    known = list(gains(whole.counts).values())
+    assert max(known) < 1.1 * min(known)
+    drawn = search_counts(start, sizes, 0.5, evaluate, 16)
+    assert whole.score < 0.5 * drawn.score
+    for state in states[:-1]:
+        assert search_counts(state, sizes, 0.5, evaluate, 16, gains=gains) == whole
+    assert search_counts(start, sizes, 0.5, evaluate, 16, gains=lambda counts: None).counts == drawn.counts
+
+
+@quick
+@given(sizes=layers, sparsity=shares, step=st.floats(0, 2), data=st.data())
+def test_shifts_keep_the_total_whatever_the_gains(
+    sizes: dict[str, int], sparsity: float, step: float, data: st.DataObject
+) -> None:
+    gains = {name: data.draw(st.floats() | st.floats(-1, 1)) for name in sizes}
+    check(shifted(uniform(sizes, sparsity), gains, sizes, sparsity, step), sizes, sparsity)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +180,9 @@ def test_a_search_finds_a_better_split_and_resumes_to_the_same_end() -> None:
         (lambda: Curve((0.5, 0.3), (1, 2)), "rising sparsities"),
         (lambda: Curve((0.5,), (math.inf,)), "finite and not negative"),
         (lambda: curvature({"b": Curve((0.5,), (1,))}, {"a": 5}, 0.5), "must name the same layers"),
-        (lambda: exchange_search(SearchState({"a": 1}), {"a": 5}, 0.5, len, 0), "at least one evaluation"),
-        (lambda: exchange_search(SearchState({"a": 1}), {"a": 5}, 0.5, len, 1, step=0), "the step must be"),
-        (lambda: exchange_search(SearchState({"b": 1}), {"a": 5}, 0.5, len, 1), "the same layers"),
+        (lambda: search_counts(SearchState({"a": 1}), {"a": 5}, 0.5, len, 0), "at least one evaluation"),
+        (lambda: search_counts(SearchState({"a": 1}), {"a": 5}, 0.5, len, 1, exchange=0), "the exchange must be"),
+        (lambda: search_counts(SearchState({"b": 1}), {"a": 5}, 0.5, len, 1), "the same layers"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(call, message: str) -> None:

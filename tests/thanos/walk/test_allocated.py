@@ -69,6 +69,17 @@ def test_a_search_ends_nearer_to_the_dense_model_the_more_it_may_judge(
     assert distance(24) < distance(1)
 
 
+def test_a_model_without_a_gradient_is_searched_by_exchanges(
+    tiny_model: Callable[..., Any], token_samples: Tensor
+) -> None:
+    model = tiny_model("llama")
+    model.lm_head.register_forward_hook(lambda module, given, output: output.detach())
+    with pytest.warns(RuntimeWarning, match=r"the model has no gradient \(RuntimeError: .*searched by exchanges alone"):
+        report = prune_model(model, token_samples, 0.7, allocation="search", search_evaluations=9)
+    assert len({round(layer.sparsity, 2) for layer in report.layers}) > 1
+    assert all(one.requires_grad for one in model.parameters())
+
+
 def test_an_interrupted_search_leaves_the_model_dense(tiny_model: Callable[..., Any], token_samples: Tensor) -> None:
     model = tiny_model("llama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -111,7 +122,7 @@ def test_a_search_that_has_no_room_is_refused(
     tiny_model: Callable[..., Any], token_samples: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("thanos.walk.search.available_memory", lambda _: 1000)
-    with pytest.raises(ValueError, match=r"keeps the Hessians of all layers and a copy of their weights, .* are free"):
+    with pytest.raises(ValueError, match=r"Hessians of all layers and 3 copies of their weights, .* are free"):
         prune_model(tiny_model("llama"), token_samples, 0.7, allocation="search")
 
 
