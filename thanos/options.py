@@ -19,6 +19,7 @@ from thanos.pattern import Pattern, SemiStructured, Structured, Unstructured, re
 from thanos_kernels.errors import first_line
 
 METHODS = ("thanos", "sparsegpt", "wanda", "magnitude")
+_SAME_SHARE = ("wanda", "sparsegpt")  # of each row or block, whatever the layer could do without
 REFINEMENTS = ("none", "refit", "admm")
 """What follows the method: nothing; a refit of the kept weights; or a search for a better mask, and the refit."""
 VALUES = {"plain": 0, "int8": 127, "int4": 7, "int3": 3}
@@ -33,13 +34,16 @@ TARGETS = ("own", "corrected")
 ALLOCATIONS = ("uniform", "lamp", "owl", "curvature", "search")
 """How a model's sparsity is shared out among its layers."""
 
+AUTO = "auto"
+"""Where pattern, method and memory allow a search for an allocation, that; else the uniform one."""
+
 EXPERTS = ("routed", "all")
 """The calibration tokens that each expert of a mixture is pruned on."""
 
 QUALITIES: dict[str, dict[str, Any]] = {
     "fast": {},
     "balanced": {"refine": "refit", "targets": "corrected"},
-    "best": {"refine": "admm", "targets": "corrected", "reconstruct": 4},
+    "best": {"refine": "admm", "targets": "corrected", "reconstruct": 4, "allocation": AUTO},
 }
 """Presets: the options that each sets where they are not given."""
 
@@ -162,11 +166,12 @@ class WalkOptions(Options):
             trained to give the dense model's output of the block; 0 leaves the block as it was pruned.
         allocation: where to remove how much at the same total, decided on the dense model: ``uniform``, the same share
             of each layer; ``lamp``, by the magnitudes of the weights; ``owl``, less from blocks with many outliers;
-            ``curvature``, where the sum of the layers' relative losses is least; or ``search``, by exchanges that bring
-            the model's output nearer to the dense one's. For unstructured patterns.
+            ``curvature``, where the sum of the layers' relative losses is least; or ``search``, by moves that bring the
+            model's output nearer to the dense one's. For unstructured patterns. ``auto`` is ``search`` where pattern,
+            method and memory allow it, else ``uniform``.
         search_evaluations: how many allocations a search may judge, the uniform one included.
         quality: the preset that :meth:`of` took what was not given from: ``fast``, ``balanced`` (a refit and corrected
-            targets) or ``best`` (a mask search, corrected targets and reconstruction).
+            targets) or ``best`` (a mask search, corrected targets, reconstruction, and the allocation ``auto``).
     """
 
     exclude: str | None = None
@@ -179,7 +184,7 @@ class WalkOptions(Options):
     correction: float = 0.5
     reconstruct: int = 0
     allocation: str = "uniform"
-    search_evaluations: int = 64
+    search_evaluations: int = 24
     quality: str = "fast"
 
     def __post_init__(self) -> None:
@@ -191,13 +196,14 @@ class WalkOptions(Options):
         _whole("memory limit", self.memory_limit)
         _choice("experts", self.experts, EXPERTS)
         _choice("quality", self.quality, tuple(QUALITIES))
-        _choice("allocation", self.allocation, ALLOCATIONS)
-        if self.allocation != "uniform" and not isinstance(self.pattern, Unstructured):
+        _choice("allocation", self.allocation, (*ALLOCATIONS, AUTO))
+        differ = self.allocation not in ("uniform", AUTO)
+        if differ and not isinstance(self.pattern, Unstructured):
             raise ValueError(
                 f"allocation {self.allocation} needs a pattern that may differ from layer to layer, a share such as "
                 f"0.7, and not {self.pattern}"
             )
-        if self.allocation != "uniform" and self.method in ("wanda", "sparsegpt"):
+        if differ and self.method in _SAME_SHARE:
             raise ValueError(
                 f"allocation {self.allocation} needs a method that removes an exact count of a layer, thanos or "
                 f"magnitude; {self.method} removes the same share of each row or block"
@@ -227,6 +233,11 @@ class WalkOptions(Options):
     def beside(self) -> bool:
         """Whether the dense model runs beside the pruned one."""
         return self.reconstruct > 0 or (self.targets == "corrected" and self.correction > 0)
+
+    @property
+    def shares_differ(self) -> bool:
+        """Whether layers can lose different shares of their weights."""
+        return isinstance(self.pattern, Unstructured) and self.method not in _SAME_SHARE
 
     def arguments(self) -> dict[str, Any]:
         """All options by name, as :func:`thanos.prune_model` takes them."""

@@ -39,6 +39,7 @@ from thanos.compact import VALUES
 from thanos.engine.peers import Peers
 from thanos.options import (
     ALLOCATIONS,
+    AUTO,
     EXPERTS,
     METHODS,
     METRICS,
@@ -130,7 +131,7 @@ _default = partial(default_of, WalkOptions)
     "--quality",
     default=_default("quality"),
     type=click.Choice(list(QUALITIES)),
-    help="How much time a better result is worth: sets refine, targets and reconstruct where they are not given.",
+    help="How much time a better result is worth: sets refine, targets, reconstruct and allocation where not given.",
 )
 @click.option("--metric", type=click.Choice(METRICS), help="What Thanos chooses its mask by.  [default: wanda]")
 @click.option(
@@ -155,8 +156,9 @@ _default = partial(default_of, WalkOptions)
 @click.option(
     "--allocation",
     default=_default("allocation"),
-    type=click.Choice(ALLOCATIONS),
-    help="Remove the same share of each layer, or share the total out among them; for unstructured patterns.",
+    type=click.Choice((*ALLOCATIONS, AUTO)),
+    help="Remove the same share of each layer, or share the total out among them, for unstructured patterns; auto is "
+    "search where it can be.",
 )
 @click.option(
     "--search-evaluations",

@@ -14,16 +14,27 @@ from thanos.allocate import Curve, curvature, lamp, layer_curve, outlier_share, 
 from thanos.engine.layer import factor_for, prune_layer
 from thanos.engine.peers import ALONE
 from thanos.engine.timing import StepTimer
+from thanos.options import AUTO
 from thanos.pattern import Unstructured
 from thanos.walk.decoder import Decoder, Layer
 from thanos.walk.hessians import InputHessian
 from thanos.walk.plan import copied, make_plan
-from thanos.walk.search import Judge, check_room, search
+from thanos.walk.search import Judge, no_room, search
 from thanos.walk.spool import Hidden, SpooledHidden
 from thanos.walk.store import Stores
 from thanos.walk.walk import BlockWork, State, Walk, expert_groups
 
 Found = TypeVar("Found")
+
+
+def settled(walk: Walk, state: State) -> Walk:
+    """The walk with the allocation ``auto`` decided, for all processes alike; once blocks are done, as it was begun."""
+    if walk.options.allocation != AUTO:
+        return walk
+    searched = state.counts_wanted is not None
+    if not state.block and not searched:
+        searched = walk.peers.object(walk.options.shares_differ and not no_room(walk))
+    return replace(walk, options=replace(walk.options, allocation="search" if searched else "uniform"))
 
 
 def allocate_first(walk: Walk, hidden: Hidden, judge: Judge, decoder: Decoder, stores: Stores) -> dict[str, int]:
@@ -51,8 +62,8 @@ def allocate(walk: Walk, hidden: Hidden, judge: Judge) -> dict[str, int]:
         judge: for a search.
     """
     options = walk.options
-    if options.allocation == "search":
-        check_room(walk)
+    if options.allocation == "search" and (why := no_room(walk)):
+        raise ValueError(why)
     assert isinstance(options.pattern, Unstructured)
     sparsity = options.pattern.sparsity
     with walk.clock("allocate"):

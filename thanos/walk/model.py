@@ -15,7 +15,7 @@ from thanos.engine.peers import ALONE, Peers
 from thanos.options import WalkOptions
 from thanos.pattern import Pattern
 from thanos.report import ModelReport
-from thanos.walk.allocation import allocate_first
+from thanos.walk.allocation import allocate_first, settled
 from thanos.walk.clock import Clock
 from thanos.walk.decoder import Decoder, Layer, find_decoder
 from thanos.walk.events import Progress
@@ -90,8 +90,8 @@ def prune_model(
             else:
                 plan, state = keeper.begin(model, decoder, samples, chosen, clock, list(layers.values()), stores, peers)
             patch = keeper.patch if keeper is not None and peers.rank == 0 else None
-            walk = Walk(plan, chosen, frozenset(layers), clock, progress, patch, peers)
-            if chosen.allocation != "uniform" and state.counts_wanted is None:
+            walk = settled(Walk(plan, chosen, frozenset(layers), clock, progress, patch, peers), state)
+            if walk.options.allocation != "uniform" and state.counts_wanted is None:
                 judge = _judge(model, samples, keeper)
                 state.counts_wanted = allocate_first(walk, state.hidden, judge, decoder, stores)
                 if state.dense is not None:

@@ -126,7 +126,7 @@ def make_plan(
                 hidden = SpooledHidden(spool_folder, Layout(first.dtype, shapes), device)
             hidden.append(first.to(device).contiguous())
             calls.append(recorded)
-        twice = options.beside or options.allocation in ("owl", "curvature", "search")
+        twice = options.beside or options.allocation not in ("uniform", "lamp")
         dense_calls = [capture(part)[1] for part in samples.split(size)] if twice else []
         steps = _steps(capture, samples, size, peers.size) if options.reconstruct else []
     vectors = vectors_of(model, capture.decoder.blocks) if options.reconstruct else []

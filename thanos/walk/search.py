@@ -28,10 +28,10 @@ from thanos.walk.replay import run_model
 from thanos.walk.walk import State, Walk
 from thanos_kernels.errors import first_line
 
-_TOKENS = 2048  # of the samples that judge
+_TOKENS = 4096  # of the samples that judge
 _LOGITS = 1 << 26  # numbers of the dense model's output that are kept
 _FEWER = 0.05  # of a layer's weights: what a gain is measured on
-_COPIES = 3  # of the weights at most: dense, of the trial before, and gradients
+_COPIES = 4  # of the weights at most: dense, of the trial before, gradients, and those of one sample
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Judge:
 
     Attributes:
         model: in memory.
-        samples: (N, S), token ids; the last so many as make 2048 tokens judge.
+        samples: (N, S), token ids; the last so many as make 4096 tokens judge.
         found: where an earlier search stopped.
         saved: called with the state after each evaluation.
     """
@@ -204,16 +204,17 @@ def _data(parameter: nn.Parameter, data: Tensor) -> Iterator[None]:
         parameter.data = own
 
 
-def check_room(walk: Walk) -> None:
-    """Raise ValueError where what a search keeps does not fit: the layers' Hessians, and copies of their weights."""
+def no_room(walk: Walk) -> str:
+    """Why what a search keeps does not fit, or nothing: the layers' Hessians, and copies of their weights."""
     if not walk.plan.store.resident:
-        raise ValueError("allocation search needs the model in memory; choose another, or --stream no")
+        return "allocation search needs the model in memory; choose another, or --stream no"
     layers = [layer for block in walk.plan.decoder.layers for layer in block if layer.name in walk.chosen]
-    copies = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    copies = _COPIES * sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     inputs = {(layer.name.rpartition(".")[0], layer.expert, layer.weight.shape[1]) for layer in layers}
-    needed, free = _COPIES * copies + sum(4 * width**2 for _, _, width in inputs), available_memory(walk.plan.device)
-    if needed > free:
-        raise ValueError(
-            f"allocation search keeps the Hessians of all layers and {_COPIES} copies of their weights, "
-            f"{needed / 2**30:.1f} GiB where {free / 2**30:.1f} are free; choose another allocation"
-        )
+    needed, free = copies + sum(4 * width**2 for _, _, width in inputs), available_memory(walk.plan.device)
+    if needed <= free:
+        return ""
+    return (
+        f"allocation search keeps the Hessians of all layers and {_COPIES} copies of their weights, "
+        f"{needed / 2**30:.1f} GiB where {free / 2**30:.1f} are free; choose another allocation"
+    )

@@ -85,7 +85,7 @@ def test_an_interrupted_search_leaves_the_model_dense(tiny_model: Callable[..., 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def stop(progress: Any) -> None:
-        if progress.layer == "allocation 3 of 64":
+        if progress.layer == "allocation 3 of 24":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -118,11 +118,26 @@ def test_a_search_goes_on_where_it_was(model_folder: Path, tmp_path: Path, monke
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_auto_searches_where_it_can(
+    tiny_model: Callable[..., Any], token_samples: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(pattern: Any, allocation: str, method: str = "thanos") -> tuple[str, list[int]]:
+        options: dict[str, Any] = {"allocation": allocation, "method": method, "search_evaluations": 4}
+        report = prune_model(tiny_model("llama"), token_samples, pattern, **options)
+        return report.options["allocation"], [layer.zeros for layer in report.layers]
+
+    assert run(0.7, "auto") == run(0.7, "search")
+    assert run("2:4", "auto") == run("2:4", "uniform")
+    assert run(0.7, "auto", "wanda") == run(0.7, "uniform", "wanda")
+    monkeypatch.setattr("thanos.walk.search.available_memory", lambda _: 1000)
+    assert run(0.7, "auto") == run(0.7, "uniform")
+
+
 def test_a_search_that_has_no_room_is_refused(
     tiny_model: Callable[..., Any], token_samples: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("thanos.walk.search.available_memory", lambda _: 1000)
-    with pytest.raises(ValueError, match=r"Hessians of all layers and 3 copies of their weights, .* are free"):
+    with pytest.raises(ValueError, match=r"Hessians of all layers and 4 copies of their weights, .* are free"):
         prune_model(tiny_model("llama"), token_samples, 0.7, allocation="search")
 
 
