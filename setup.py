@@ -48,7 +48,8 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVX512 += ["-Wno-maybe-uninitialized"]  # g++ 12 warns of its own headers
 AVX512BF16 = [*AVX512, "-mavx512bf16", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512vnni"]
-X86_TIERS = {"avx512bf16": AVX512BF16, "avx512": AVX512, "avx2": AVX2}
+AMX = [*AVX512BF16, "-mamx-tile", "-mamx-bf16"]
+X86_TIERS = {"amx": AMX, "avx512bf16": AVX512BF16, "avx512": AVX512, "avx2": AVX2}
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
 
 

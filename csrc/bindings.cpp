@@ -9,6 +9,12 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -34,6 +40,19 @@ const Tier kTiers[] = {  // best first
 #undef TIER
 };
 
+// Whether there are AMX tiles of bfloat16, and the system lets this process use them; it has to be asked.
+bool tiles_granted() {
+#if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    constexpr unsigned kBFloat16 = 1u << 22, kTiles = 1u << 24;
+    unsigned a, b, c, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBFloat16 | kTiles)) != (kBFloat16 | kTiles)) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 bool supported(const char* tier) {
     if (!std::strcmp(tier, "portable")) return true;
 #if defined(__x86_64__)
@@ -42,9 +61,10 @@ bool supported(const char* tier) {
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!std::strcmp(tier, "avx2")) return avx2;
     if (!std::strcmp(tier, "avx512")) return avx512;
-    if (!std::strcmp(tier, "avx512bf16"))
-        return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
-               __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
+    bool bfloat16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+                    __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
+    if (!std::strcmp(tier, "avx512bf16")) return bfloat16;
+    if (!std::strcmp(tier, "amx")) return bfloat16 && tiles_granted();
 #endif
     return false;
 }

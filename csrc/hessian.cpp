@@ -2,10 +2,10 @@
 //
 // Tokens are packed into panels of kWidth columns; the lower triangle is computed in register tiles of kRows x kWidth,
 // kDepth tokens at a time, then mirrored. bfloat16 stays as it is where the processor multiplies pairs of it (a token and
-// the next in one 32-bit word): its products are exact in float32.
+// the next in one 32-bit word): its products are exact in float32. Where there are matrix tiles, hessian_tiles.h does it.
+#include "hessian.h"
+#include "hessian_tiles.h"
 #include "kernels.h"
-#include "parallel.h"
-#include "simd.h"
 
 namespace thanos::THANOS_ISA {
 namespace {
@@ -15,9 +15,6 @@ constexpr int kWidth = kVectors * kLanes;
 constexpr int kRows = kLanes == 16 ? 8 : 4;  // fills the registers; divides kWidth
 constexpr int64_t kDepth = 256;              // steps (tokens, or pairs) that one register tile sums
 constexpr int64_t kTaskPanels = 12;          // panels that a task multiplies one panel with: they fit in L2
-constexpr int64_t kPackedBytes = 32 << 20;
-
-enum Kind { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 inline float half_to_float(uint16_t half) {
     uint32_t magnitude = half & 0x7fff, sign = static_cast<uint32_t>(half & 0x8000) << 16;
@@ -32,19 +29,6 @@ inline float half_to_float(uint16_t half) {
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
-
-struct Problem {
-    float* hessian;
-    int64_t width;
-    const char* inputs;
-    int64_t stride, tokens;
-    Kind kind;
-    bool pairs;
-    float keep, scale;
-
-    int64_t panels() const { return ceil_div(width, kWidth); }
-    int64_t tokens_a_step() const { return pairs ? 2 : 1; }
-};
 
 // Packs one panel of tokens [begin, end) as `steps` rows of kWidth words, zero beyond the data.
 void pack(const Problem& problem, int64_t panel, int64_t begin, int64_t end, uint32_t* packed) {
@@ -136,24 +120,6 @@ void multiply_panels(const Problem& problem, const float* packed, int64_t steps,
     }
 }
 
-// hessian[columns, rows] = hessian[rows, columns].T, for columns before rows.
-void mirror(const Problem& problem, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end) {
-    constexpr int64_t kSquare = 16;
-    float block[kSquare][kSquare];
-    float* hessian = problem.hessian;
-    for (int64_t row = row_begin; row < row_end; row += kSquare)
-        for (int64_t column = column_begin; column < column_end; column += kSquare) {
-            int64_t rows = minimum(kSquare, row_end - row), columns = minimum(kSquare, column_end - column);
-            for (int64_t i = 0; i < rows; ++i)
-                std::memcpy(block[i], hessian + (row + i) * problem.width + column, columns * sizeof(float));
-            for (int64_t j = 0; j < columns; ++j) {
-                float* to = hessian + (column + j) * problem.width + row;
-                for (int64_t i = 0; i < rows; ++i)
-                    if (column + j < row + i) to[i] = block[i][j];
-            }
-        }
-}
-
 // Tasks are pairs (panel, run of kTaskPanels panels up to it), longest rows first.
 struct Task {
     int64_t panel, from, to;
@@ -178,7 +144,10 @@ void accumulate_hessian(float* hessian, int64_t width, const void* inputs, int64
 #endif
     Problem problem{hessian, width, static_cast<const char*>(inputs), stride, tokens, static_cast<Kind>(kind),
                     pairs,   keep,  scale};
-    int64_t panels = problem.panels(), tasks = 0, group = problem.tokens_a_step();
+#if defined(__AMX_BF16__)
+    if (kind == kBFloat16) return accumulate_by_tiles(problem, threads);
+#endif
+    int64_t panels = ceil_div(width, kWidth), tasks = 0, group = problem.tokens_a_step();
     for (int64_t panel = 0; panel < panels; ++panel) tasks += ceil_div(panel + 1, kTaskPanels);
     int64_t most = maximum(1, kPackedBytes / (panels * kWidth * 4 * kDepth)) * kDepth;
     int64_t capacity = minimum(most, ceil_div(tokens, group));

@@ -1,6 +1,6 @@
 """The C++ backend for CPU tensors: ``csrc/`` behind the interface of ``reference.py``.
 
-The environment variable THANOS_ISA (avx512bf16, avx512, avx2 or portable) forces an instruction set below the best;
+The environment variable THANOS_ISA (amx, avx512bf16, avx512, avx2 or portable) forces an instruction set below the best;
 THANOS_NO_EXTENSION=1 does without the extension.
 """
 
@@ -53,7 +53,7 @@ def _say_absence() -> None:
 
 def multiplies_bfloat16() -> bool:
     """Whether the instruction set in use has units for products of bfloat16."""
-    return _C is not None and _C.isa() == "avx512bf16"
+    return _C is not None and _C.isa() in ("amx", "avx512bf16")
 
 
 def takes(operation: str, *tensors: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from thanos_kernels import native, reference
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the extension is not built")
-TIERS = ["avx512bf16", "avx512", "avx2", "portable"]
+TIERS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
 
 
 @pytest.fixture(params=TIERS, autouse=True)

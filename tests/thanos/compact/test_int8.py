@@ -13,7 +13,7 @@ from thanos.compact import BitmaskLinear, Int8BitmaskLinear, Int8Sparse24Linear,
 from thanos_kernels import native, select_n_of_m
 from thanos_kernels.sparse_int8 import GROUP, scales_of
 
-TIERS = ["avx512bf16", "avx512", "avx2", "portable"]
+TIERS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
 KINDS = {Int8BitmaskLinear: BitmaskLinear, Int8Sparse24Linear: Sparse24Linear}
 Kind = type[Int8BitmaskLinear] | type[Int8Sparse24Linear]
 
