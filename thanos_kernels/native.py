@@ -1,7 +1,7 @@
 """The C++ backend for CPU tensors: ``csrc/`` behind the interface of ``reference.py``.
 
-The environment variable THANOS_ISA (amx, avx512bf16, avx512, avx2 or portable) forces an instruction set below the best;
-THANOS_NO_EXTENSION=1 does without the extension.
+The environment variable THANOS_ISA (amx, avx512bf16, avx512, avx2 or portable) forces an instruction set below the
+best; THANOS_NO_EXTENSION=1 does without the extension.
 """
 
 from __future__ import annotations
