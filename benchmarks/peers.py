@@ -51,8 +51,9 @@ def llmcompressor() -> Prune:
         data = torch.utils.data.DataLoader(rows, batch_size=BATCH_SIZE)  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again where the model is from
             model.config.save_pretrained(folder)
-            model.config.name_or_path = folder
+            own, model.config.name_or_path = model.config.name_or_path, folder
             oneshot(model=model, processor=tokenizer, dataset=data, recipe=modifier)
+            model.config.name_or_path = own
         return {}
 
     return prune

@@ -85,7 +85,7 @@ def test_dead_columns_stay_zero(alpha: float) -> None:
     pruned = prune_weight(weight, hessian, "2:4", outlier_fraction=alpha)
     result = refit(weight, pruned.weight, pruned.mask, hessian, 0.01)
     assert torch.equal(result.weight[:, dead], pruned.weight[:, dead])
-    assert result.loss_after.sum() < result.loss_before.sum()
+    assert (result.loss_after <= result.loss_before).all()
 
 
 def test_a_start_that_is_best_already_comes_back_bit_for_bit() -> None:
