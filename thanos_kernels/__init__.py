@@ -2,7 +2,7 @@
 
 from thanos_kernels.damping import MAX_DAMPING, damp, damped_diagonal, damping_schedule
 from thanos_kernels.dispatch import BACKENDS, backends
-from thanos_kernels.linalg import bfloat16_pays, by_tiles, empty_aligned
+from thanos_kernels.linalg import bfloat16_pays, empty_aligned
 from thanos_kernels.ops import (
     accumulate_hessian,
     column_sweep,
@@ -31,7 +31,6 @@ __all__ = [
     "accumulate_hessian",
     "backends",
     "bfloat16_pays",
-    "by_tiles",
     "column_sweep",
     "column_sweep_n_of_m",
     "count_scores",

@@ -159,9 +159,3 @@ def bfloat16_pays(weights: Tensor) -> bool:
     """Whether products of these weights (c, b) are much faster in bfloat16 than in their own dtype."""
     wide = weights.shape[1] >= _WIDE and weights.dtype == torch.float32
     return wide and weights.device.type == "cpu" and native.multiplies_bfloat16()
-
-
-def by_tiles(inputs: Tensor, backend: str = "auto") -> bool:
-    """Whether Hessians of these inputs are accumulated by AMX tiles, many times as fast as float32 products."""
-    here = inputs.device.type == "cpu" and inputs.dtype == torch.bfloat16 and backend in ("auto", "native")
-    return here and native.has_tiles()

@@ -56,11 +56,6 @@ def multiplies_bfloat16() -> bool:
     return _C is not None and _C.isa() in ("amx", "avx512bf16")
 
 
-def has_tiles() -> bool:
-    """Whether the instruction set in use multiplies tiles of bfloat16."""
-    return _C is not None and _C.isa() == "amx"
-
-
 def takes(operation: str, *tensors: Tensor) -> bool:
     """Whether ``operation`` has a kernel for these CPU tensors: float32 throughout, 16-bit activations aside."""
     return operation in globals() and tensors[0].dtype == torch.float32

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-import thanos_kernels as kernels
-
 CORRECTION = 0.5
-_WIDEST = 4096  # columns; of twice as many there is a Hessian for the moment
 
 
 def check_correction(beta: float) -> None:
@@ -17,18 +13,14 @@ def check_correction(beta: float) -> None:
         raise ValueError(f"correction must be from 0 (the layer's own weight) to 1 (all of the drift), not {beta}")
 
 
-def accumulate_drift(drift: Tensor, dense: Tensor, inputs: Tensor, weight: float, backend: str = "auto") -> Tensor:
+def accumulate_drift(drift: Tensor, dense: Tensor, inputs: Tensor, weight: float) -> Tensor:
     """``D <- (1 - t) D + t mean((x' - x) x.T)`` in place: how the dense model's inputs x' differ from x.
-
-    Where tiles of bfloat16 are many times as fast as products of float32, D is taken from the Hessian of x' and x next
-    to each other: its products are exact, too.
 
     Args:
         drift: (b, b), float32 or float64; with ``weight = 1`` its content is ignored.
         dense: (..., b), the layer's inputs in the dense model, of the same tokens in the same order.
         inputs: (..., b), those in the pruned model.
         weight: t, the share of the new tokens in all seen so far.
-        backend: of the Hessian.
 
     Raises:
         ValueError: the two inputs differ in shape.
@@ -37,15 +29,8 @@ def accumulate_drift(drift: Tensor, dense: Tensor, inputs: Tensor, weight: float
         raise ValueError(
             f"the dense inputs {tuple(dense.shape)} must be of the shape {tuple(inputs.shape)} of the others"
         )
-    own, other = (part.reshape(-1, len(drift)) for part in (inputs, dense))
-    if len(drift) <= _WIDEST and kernels.by_tiles(own, backend) and other.dtype == own.dtype:
-        both = torch.empty((2 * len(drift),) * 2, dtype=drift.dtype, device=drift.device)
-        kernels.accumulate_hessian(both, torch.cat([other, own], 1), 1.0, backend=backend)
-        above, below = both[:, len(drift) :].chunk(2)
-        change = above.sub_(below).mul_(weight)
-        return drift.copy_(change) if weight == 1 else drift.mul_(1 - weight).add_(change)
-    own = own.to(drift.dtype)
-    change = other.to(drift.dtype) - own
+    own = inputs.reshape(-1, len(drift)).to(drift.dtype)
+    change = dense.reshape(-1, len(drift)).to(drift.dtype) - own
     return drift.addmm_(change.T, own, beta=0 if weight == 1 else 1 - weight, alpha=weight / len(own))
 
 

@@ -71,7 +71,7 @@ class InputHessian:
             else:
                 if self.drift is None:
                     self.drift = torch.empty_like(self.hessian)
-                accumulate_drift(self.drift, dense.flatten(0, -2), inputs, mass / self.mass, backend)
+                accumulate_drift(self.drift, dense.flatten(0, -2), inputs, mass / self.mass)
 
     def add_halves(self, inputs: Tensor, cut: int, backend: str, dense: Tensor | None = None) -> None:
         """Take in ``inputs`` (..., b) as two processes would: the first ``cut`` rows summed apart from the others.

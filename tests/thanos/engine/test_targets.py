@@ -39,18 +39,6 @@ def test_drift_in_batches_is_the_drift_of_all() -> None:
     assert (accumulate_drift(parts, inputs, inputs, 1.0) == 0).all()
 
 
-@pytest.mark.parametrize("width", [8, 40, 130])
-def test_drift_of_bfloat16_streams_is_exact_whatever_multiplies_them(width: int) -> None:
-    dense, inputs = (one.bfloat16() for one in streams(70, width))
-    exact = accumulate_drift(torch.empty(width, width, dtype=torch.float64), dense.double(), inputs.double(), 1.0)
-    for backend in ("auto", "reference"):
-        drift = torch.full((width, width), torch.nan)
-        for start, stop in [(0, 10), (10, 70)]:
-            accumulate_drift(drift, dense[start:stop], inputs[start:stop], (stop - start) / stop, backend)
-        torch.testing.assert_close(drift.double(), exact, rtol=1e-5, atol=1e-5)
-        assert (accumulate_drift(drift, inputs, inputs, 1.0, backend) == 0).all()
-
-
 def test_bad_input_is_refused_with_a_sentence() -> None:
     dense, inputs = streams(60, 8)
     with pytest.raises(ValueError, match="must be of the shape"):
