@@ -2,7 +2,7 @@
 
 from thanos_kernels.damping import MAX_DAMPING, damp, damped_diagonal, damping_schedule
 from thanos_kernels.dispatch import BACKENDS, backends
-from thanos_kernels.linalg import bfloat16_pays, empty_aligned
+from thanos_kernels.linalg import bfloat16_pays, empty_aligned, multiplies_bfloat16
 from thanos_kernels.ops import (
     accumulate_hessian,
     column_sweep,
@@ -41,6 +41,7 @@ __all__ = [
     "empty_aligned",
     "inverse_factor",
     "inverse_factor_ex",
+    "multiplies_bfloat16",
     "outlier_rows",
     "pack_24",
     "plain_arithmetic",

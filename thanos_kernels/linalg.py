@@ -157,5 +157,9 @@ def outlier_rows(weights: Tensor, hessian: Tensor, count: int) -> Tensor:
 
 def bfloat16_pays(weights: Tensor) -> bool:
     """Whether products of these weights (c, b) are much faster in bfloat16 than in their own dtype."""
-    wide = weights.shape[1] >= _WIDE and weights.dtype == torch.float32
-    return wide and weights.device.type == "cpu" and native.multiplies_bfloat16()
+    return weights.shape[1] >= _WIDE and multiplies_bfloat16(weights)
+
+
+def multiplies_bfloat16(like: Tensor) -> bool:
+    """Whether what is computed in float32 like ``like`` could be had from units for products of bfloat16."""
+    return like.dtype == torch.float32 and like.device.type == "cpu" and native.multiplies_bfloat16()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+import thanos_kernels as kernels
+
 CORRECTION = 0.5
+_TOKENS = 2048  # of a product that is rounded to bfloat16
 
 
 def check_correction(beta: float) -> None:
@@ -15,6 +19,9 @@ def check_correction(beta: float) -> None:
 
 def accumulate_drift(drift: Tensor, dense: Tensor, inputs: Tensor, weight: float) -> Tensor:
     """``D <- (1 - t) D + t mean((x' - x) x.T)`` in place: how the dense model's inputs x' differ from x.
+
+    Of bfloat16 inputs, where the processor multiplies those, ``x' - x`` is rounded to bfloat16, and so are sums over
+    2048 tokens: D comes within 0.2%, what it makes of a target within some percent of the correction.
 
     Args:
         drift: (b, b), float32 or float64; with ``weight = 1`` its content is ignored.
@@ -29,9 +36,15 @@ def accumulate_drift(drift: Tensor, dense: Tensor, inputs: Tensor, weight: float
         raise ValueError(
             f"the dense inputs {tuple(dense.shape)} must be of the shape {tuple(inputs.shape)} of the others"
         )
-    own = inputs.reshape(-1, len(drift)).to(drift.dtype)
-    change = dense.reshape(-1, len(drift)).to(drift.dtype) - own
-    return drift.addmm_(change.T, own, beta=0 if weight == 1 else 1 - weight, alpha=weight / len(own))
+    own, change = (part.reshape(-1, len(drift)) for part in (inputs, dense))
+    keep, scale = (0 if weight == 1 else 1 - weight), weight / len(own)
+    if own.dtype == change.dtype == torch.bfloat16 and kernels.multiplies_bfloat16(drift):
+        drift = drift.zero_() if keep == 0 else drift.mul_(keep)
+        for part, there in zip(own.split(_TOKENS), change.split(_TOKENS), strict=True):
+            drift.add_((there - part).T @ part, alpha=scale)
+        return drift
+    own = own.to(drift.dtype)
+    return drift.addmm_((change.to(drift.dtype) - own).T, own, beta=keep, alpha=scale)
 
 
 def correction_of(drift: Tensor, upper: Tensor) -> Tensor:

@@ -39,6 +39,18 @@ def test_drift_in_batches_is_the_drift_of_all() -> None:
     assert (accumulate_drift(parts, inputs, inputs, 1.0) == 0).all()
 
 
+def test_drift_by_bfloat16_units_is_near_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, inputs = (part.bfloat16() for part in streams(5000, 24))
+    exact = (dense.double() - inputs.double()).T @ inputs.double() / 5000
+    for units, most in ((False, 1e-5), (True, 4e-3)):
+        monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda like, units=units: units)
+        whole = accumulate_drift(torch.full((24, 24), torch.nan), dense, inputs, 1.0)
+        parts = accumulate_drift(torch.full((24, 24), torch.nan), dense[:3000], inputs[:3000], 1.0)
+        accumulate_drift(parts, dense[3000:], inputs[3000:], 0.4)
+        for found in (whole, parts):
+            assert (found - exact).norm() < most * exact.norm()
+
+
 def test_bad_input_is_refused_with_a_sentence() -> None:
     dense, inputs = streams(60, 8)
     with pytest.raises(ValueError, match="must be of the shape"):
