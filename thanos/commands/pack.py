@@ -32,8 +32,7 @@ def main(pruned: Path, output: Path, values: str, overwrite: bool, trust_remote_
     counts = Counter(packed.kinds.values())
     fused = counts.pop("fused", 0)
     summary = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no linear layers"
-    share = packed.compact_bytes / packed.dense_bytes if packed.dense_bytes else 1.0
-    click.echo(f"{summary}: {packed.dense_bytes} bytes of linear layers became {packed.compact_bytes} ({share:.3f})")
+    click.echo(f"{summary}: {packed}")
     if fused:
         click.echo(f"{fused} of its tensors hold the projections of several experts at once, and stay dense.")
     click.echo(f"Written to {output}; load it with thanos.load({str(output)!r}).")

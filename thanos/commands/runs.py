@@ -175,9 +175,7 @@ def _pack(run: Any, given: Given, unfinished: Any) -> bool:
     from thanos.compact import pack
 
     how: Any = {"values": run.pack, "overwrite": True, "trust_remote_code": run.trust_remote_code}
-    packed = pack(unfinished.model, unfinished.packed, **how)
-    share = packed.compact_bytes / packed.dense_bytes if packed.dense_bytes else 1.0
-    given.say(f"packed: {packed.dense_bytes:,} bytes of linear layers became {packed.compact_bytes:,} ({share:.3f})")
+    given.say(f"packed: {pack(unfinished.model, unfinished.packed, **how)}")
     return True
 
 

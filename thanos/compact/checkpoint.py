@@ -48,6 +48,10 @@ class Packed:
     dense_bytes: int
     compact_bytes: int
 
+    def __str__(self) -> str:
+        share = self.compact_bytes / self.dense_bytes if self.dense_bytes else 1.0
+        return f"{self.dense_bytes:,} bytes of linear layers became {self.compact_bytes:,} ({share:.3f})"
+
 
 def pack(
     source: str | Path,
