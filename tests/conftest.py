@@ -150,3 +150,16 @@ def model_folder(tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: 
     tiny_model("llama").save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(params=["amx", "avx512bf16", "avx512", "avx2", "portable"])
+def tier(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The instruction set in use during a test: each that this machine and its compiler have."""
+    from thanos_kernels import native
+
+    if not native.available() or request.param not in native._C.isas():
+        pytest.skip(f"there is no {request.param} here")
+    before = native._C.isa()
+    native._C.use_isa(request.param)
+    yield request.param
+    native._C.use_isa(before)

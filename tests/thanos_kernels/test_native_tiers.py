@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,19 +10,10 @@ from torch import Tensor
 
 from thanos_kernels import native, reference
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the extension is not built")
-TIERS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
-
-
-@pytest.fixture(params=TIERS, autouse=True)
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The instruction set in use during a test."""
-    before = native._C.isa()
-    if request.param not in native._C.isas():
-        pytest.skip(f"this machine or its compiler has no {request.param}")
-    native._C.use_isa(request.param)
-    yield request.param
-    native._C.use_isa(before)
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="the extension is not built"),
+    pytest.mark.usefixtures("tier"),
+]
 
 
 def spd(size: int) -> Tensor:

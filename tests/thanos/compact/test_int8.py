@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from thanos.compact import BitmaskLinear, Int8BitmaskLinear, Int8Sparse24Linear, Sparse24Linear
-from thanos_kernels import native, select_n_of_m
+from thanos_kernels import select_n_of_m
 from thanos_kernels.sparse_int8 import GROUP, scales_of
 
-TIERS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
 KINDS = {Int8BitmaskLinear: BitmaskLinear, Int8Sparse24Linear: Sparse24Linear}
 Kind = type[Int8BitmaskLinear] | type[Int8Sparse24Linear]
-
-
-@pytest.fixture(params=TIERS)
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The instruction set in use during a test."""
-    if not native.available() or request.param not in native._C.isas():
-        pytest.skip(f"there is no {request.param} here")
-    before = native._C.isa()
-    native._C.use_isa(request.param)
-    yield request.param
-    native._C.use_isa(before)
 
 
 def pruned(kind: Kind, rows: int, columns: int, dtype: torch.dtype) -> nn.Linear:
