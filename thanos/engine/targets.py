@@ -36,15 +36,15 @@ def accumulate_drift(drift: Tensor, dense: Tensor, inputs: Tensor, weight: float
         raise ValueError(
             f"the dense inputs {tuple(dense.shape)} must be of the shape {tuple(inputs.shape)} of the others"
         )
-    own, change = (part.reshape(-1, len(drift)) for part in (inputs, dense))
+    own, there = (part.reshape(-1, len(drift)) for part in (inputs, dense))
     keep, scale = (0 if weight == 1 else 1 - weight), weight / len(own)
-    if own.dtype == change.dtype == torch.bfloat16 and kernels.multiplies_bfloat16(drift):
+    if own.dtype == there.dtype == torch.bfloat16 and kernels.multiplies_bfloat16(drift):
         drift = drift.zero_() if keep == 0 else drift.mul_(keep)
-        for part, there in zip(own.split(_TOKENS), change.split(_TOKENS), strict=True):
-            drift.add_((there - part).T @ part, alpha=scale)
+        for part, others in zip(own.split(_TOKENS), there.split(_TOKENS), strict=True):
+            drift.add_((others - part).T @ part, alpha=scale)
         return drift
     own = own.to(drift.dtype)
-    return drift.addmm_((change.to(drift.dtype) - own).T, own, beta=keep, alpha=scale)
+    return drift.addmm_((there.to(drift.dtype) - own).T, own, beta=keep, alpha=scale)
 
 
 def correction_of(drift: Tensor, upper: Tensor) -> Tensor:
