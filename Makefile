@@ -61,7 +61,7 @@ lint: $(INSTALLED)
 
 # SUITES=layer narrows it to one; BENCH passes options to pytest; RESULTS=DIR keeps the committed numbers as they are,
 # and so does THANOS_BENCH_SIZE. What a run measures replaces records of its name; others stay.
-SUITES ?= ops layer scaling sparse model
+SUITES ?= ops layer stages removal scaling sparse model
 RESULTS ?= $(if $(THANOS_BENCH_SIZE),.benchmarks,benchmarks/results)
 bench: $(INSTALLED)
 	@failed=; for suite in $(SUITES); do \

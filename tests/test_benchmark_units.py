@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 
 from benchmarks import machine, records
 from benchmarks.ge import fitted_exponent, middle_round
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("power", [1.0, 2.5, 3.0])
@@ -31,6 +35,17 @@ def test_the_machine_is_described_but_not_named() -> None:
     text = json.dumps(machine.describe())
     for secret in (platform.node(), os.getcwd(), sys.executable):
         assert secret not in text
+
+
+def test_each_suite_is_run_by_make_and_asks_for_what_there_is() -> None:
+    """A benchmark whose fixture was renamed fails only when it runs; the plan of a run finds it."""
+    suites = {path.stem.removeprefix("test_") for path in (ROOT / "benchmarks").glob("test_*.py")}
+    named = re.search(r"^SUITES \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named is not None
+    assert set(named[1].split()) == suites
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--setup-plan", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_machine_is_told_once() -> None:

@@ -170,6 +170,15 @@ def removal_records() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def stage_records() -> list[dict[str, Any]]:
+    """Made up."""
+    common = {"kind": "stage", "rows": 4096, "columns": 4096, "seconds": 2.0, "ge": 2.5, "loss_left": 0.87}
+    return [
+        {**common, "stage": "refit", "pattern": "0.5", "limit_ge": 4.0},
+        {**common, "stage": "search", "pattern": "2:4", "limit_ge": None},
+    ]
+
+
 def llama_records() -> list[dict[str, Any]]:
     """Made up: a dense model and a smaller one at two types."""
     found = []
@@ -190,6 +199,7 @@ SUITES = {
     "sparse": sparse_records,
     "model": model_records,
     "removal": removal_records,
+    "stages": stage_records,
 }
 
 
@@ -331,6 +341,12 @@ def test_presets_stand_beside_the_others(place: Path) -> None:
     assert len(told) == 7
 
 
+def test_stages_of_a_layer_stand_beside_what_they_are_to_cost(place: Path) -> None:
+    part = section(text_of(place), "Refits and mask searches of a layer")
+    assert cells(part, "refit | 4096")[2:] == ["unstructured 50%", "2.00", "2.50", "4.00", "87.0%"]
+    assert cells(part, "mask search and refit")[2:] == ["2:4", "2.00", "2.50", "", "87.0%"]
+
+
 def test_models_in_llama_cpp_stand_beside_the_dense_one(place: Path) -> None:
     part = section(text_of(place), "In llama.cpp")
     rows = [cells(part, f"{model} | {kind}") for kind in ("f16", "Q4_K_M") for model in ("dense", "small")]
@@ -385,7 +401,7 @@ def test_no_file_at_all_and_partial_ones(place: Path) -> None:
         assert f"{kept} of {len(rows)} runs are there" in text_of(place)
     for file in results(place).iterdir():
         file.unlink()
-    assert text_of(place).count("Not measured yet") == 26
+    assert text_of(place).count("Not measured yet") == 27
     assert report(place).exit_code == 0
 
 
@@ -416,6 +432,7 @@ def test_a_perplexity_that_is_not_finite_is_said(place: Path) -> None:
         ("gpu", '{}\n{"kind": "layer"}'),
         ("llama", '{}\n{"name": "a model"}'),
         ("removal", '{}\n{"kind": "removal"}'),
+        ("stages", '{}\n{"kind": "stage"}'),
     ],
 )
 def test_a_damaged_file_is_named_in_one_sentence(place: Path, name: str, text: str) -> None:

@@ -46,6 +46,7 @@ _SPEED: list[tuple[str, str, str, str | None, Callable[[list[Row]], list[str]]]]
     ("Steps", "layer", "layer", "steps", speed.steps),
     ("Block size", "scaling", "block_size", "block_time", speed.block_time),
     ("Layers of real models", "layer", "layer", None, speed.layers),
+    ("Refits and mask searches of a layer", "stages", "stage", None, speed.stages),
     ("Channels of a layer", "removal", "removal", None, smaller.removals),
     ("Operations", "ops", "op", None, engine.operations),
     ("Sparse layers", "sparse", "sparse", None, engine.sparse_layers),

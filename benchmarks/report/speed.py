@@ -8,7 +8,7 @@ from benchmarks.ge import FIT_FROM, fitted_exponent
 from benchmarks.machine import sentences
 from benchmarks.records import Row
 from benchmarks.report.groups import METHODS, pattern_name
-from benchmarks.report.markdown import NOTHING, folded, listing, number, table, two_decimals
+from benchmarks.report.markdown import NOTHING, folded, listing, number, percent, table, two_decimals
 
 STEPS = ("factor", "select", "solve", "update", "loss")
 PRODUCT = "one dense product (1 GE)"
@@ -120,6 +120,20 @@ def steps(found: list[Row]) -> list[str]:
         for name, parts in step_bars(found)
     ]
     return [folded(f"The numbers: one layer of {shape_of(usual_layer(found)[0])}, in GE", table(header, rows))]
+
+
+def stages(found: list[Row]) -> list[str]:
+    rows = [
+        [_STAGES[r["stage"]], shape_of(r), _pattern(r), number(r["seconds"]), number(r["ge"]), number(r["limit_ge"]),
+         percent(r["loss_left"])]
+        for r in found
+    ]  # fmt: skip
+    header = ["stage", "shape", "pattern", "seconds", "GE", "to reach", "loss left"]
+    text = "What follows Thanos with blocks of 128 columns, beyond the pruning itself, and the share of its loss left."
+    return [text, table(header, rows, left=3)]
+
+
+_STAGES = {"refit": "refit", "search": "mask search and refit"}
 
 
 def layers(found: list[Row]) -> list[str]:

@@ -18,7 +18,7 @@ LIMITS = {"refit": 4.0, "search": 40.0}  # GE to reach at 4096 x 4096
 
 @pytest.mark.parametrize("pattern", ["0.5", "2:4"])
 @pytest.mark.parametrize("stage", list(LIMITS))
-def test_refine(benchmark: Any, ge_row: Callable[..., None], stage: str, pattern: str) -> None:
+def test_refine(benchmark: Any, record: Callable[..., None], stage: str, pattern: str) -> None:
     weight, hessian = ge.layer(SIZE, SIZE)
     pruned = prune_weight(weight, hessian, pattern, block_size=128)
     given = (weight, pruned.weight, pruned.mask, hessian, pruned.damping)
@@ -28,6 +28,8 @@ def test_refine(benchmark: Any, ge_row: Callable[..., None], stage: str, pattern
         results[:] = [refit(*given) if stage == "refit" else search_mask(*given, parse_pattern(pattern))]
 
     timed = ge.time_layer(benchmark, run, weight, hessian)
-    left = float(results[0].loss_after.sum() / results[0].loss_before.sum())
-    benchmark.extra_info.update(timed.fields, stage=stage, pattern=pattern, rows=SIZE, columns=SIZE, loss_left=left)
-    ge_row(f"{stage} after Thanos, {pattern}, {SIZE}", timed.ge, LIMITS[stage] if SIZE == 4096 else None)
+    record(
+        f"{stage} after Thanos, {pattern}, {SIZE}", kind="stage", stage=stage, pattern=pattern, rows=SIZE, columns=SIZE,
+        limit_ge=LIMITS[stage] if SIZE == 4096 else None,
+        loss_left=float(results[0].loss_after.sum() / results[0].loss_before.sum()), **timed,
+    )  # fmt: skip
