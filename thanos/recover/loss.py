@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-_NUMBERS = 1 << 24  # of logits in float32 at a time, of the student and of the teacher
+_NUMBERS = 1 << 24  # of logits at a time, of the student and of the teacher
+_CACHED = 1 << 19  # of them in float32 at a time on a CPU, so that a dozen passes over them stay in its cache
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -72,16 +73,29 @@ def rows_of_logits(vocabulary: int) -> int:
 
 
 def _rows(logits: Tensor, targets: Tensor, wanted: Tensor | None, share: float) -> tuple[Tensor, Tensor]:
-    """The summed loss of some rows, 0-d, and its gradient by their logits, float32; ``logits`` may be overwritten."""
-    logits = logits.float()
-    logs = logits.sub_(logits.logsumexp(1, keepdim=True))  # log q
+    """The summed loss of some rows, 0-d, float32, and its gradient by their logits, in the logits' dtype."""
+    step = len(logits) if logits.device.type != "cpu" else max(1, _CACHED // logits.shape[1])
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    gradient = torch.empty_like(logits)
+    for begin in range(0, len(logits), step):
+        part = slice(begin, begin + step)
+        known = None if wanted is None else wanted[part]
+        loss, gradient[part] = _few_rows(logits[part], targets[part], known, share)
+        total += loss
+    return total, gradient
+
+
+def _few_rows(logits: Tensor, targets: Tensor, wanted: Tensor | None, share: float) -> tuple[Tensor, Tensor]:
+    """The summed loss of rows and its gradient, both in float32."""
+    logs = logits.to(torch.float32, copy=True)
+    logs.sub_(logs.logsumexp(1, keepdim=True))  # log q
     own = logs.gather(1, targets[:, None])[:, 0]
     if wanted is None or not share:
         gradient = logs.exp_()
         gradient[torch.arange(len(targets), dtype=torch.int64, device=targets.device), targets] -= 1
         return -own.sum(), gradient
-    wanted = wanted.float()
-    known = wanted.sub_(wanted.logsumexp(1, keepdim=True))  # log p
+    known = wanted.to(torch.float32, copy=True)
+    known.sub_(known.logsumexp(1, keepdim=True))  # log p
     chances = known.exp()
     distance = chances.flatten().dot(known.sub_(logs).flatten())
     loss = share * distance - (1 - share) * own.sum()
@@ -110,7 +124,7 @@ class _ThroughHead(torch.autograd.Function):
             loss, gradient = _rows(head(hidden[part]), targets[part], known, share)
             total += loss
             if back is not None:
-                back[part] = (gradient.to(head.weight.dtype) @ head.weight).to(back.dtype)
+                back[part] = (gradient @ head.weight).to(back.dtype)
         if back is not None:
             context.save_for_backward(back)
         return total / len(hidden)
@@ -132,10 +146,10 @@ class _OfLogits(torch.autograd.Function):
         for begin in range(0, len(logits), step):
             part = slice(begin, begin + step)
             known = None if teacher is None or wanted is None else teacher(wanted[part])
-            loss, gradient = _rows(logits[part].float().clone(), targets[part], known, share)
+            loss, gradient = _rows(logits[part], targets[part], known, share)
             total += loss
             if back is not None:
-                back[part] = gradient.to(back.dtype)
+                back[part] = gradient
         if back is not None:
             context.save_for_backward(back)
         return total / len(logits)

@@ -131,7 +131,7 @@ class Student(nn.Module):
         for name, base in self._bases.items():
             update = self.values[name + _LOW_RANK[1]] @ self.values[name + _LOW_RANK[0]]
             if name in self._gone:
-                update = update.masked_fill(self._gone[name], 0)
+                update = update * ~self._gone[name]
             found[name] = base.float() + update
         return found
 
