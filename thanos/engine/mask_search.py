@@ -10,10 +10,11 @@ from torch import Tensor
 
 import thanos_kernels as kernels
 from thanos.engine.peers import ALONE, Peers, select_smallest
-from thanos.engine.refine import SWEEPS, Refined, check_layer, refit
+from thanos.engine.refine import Refined, check_layer, refit
 from thanos.pattern import Pattern, SemiStructured, Structured
 
 _STRIP = 512
+_SWEEPS = 4  # of the refit at the end, which takes little beside the rounds
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def search_mask(
     *,
     by_row: bool = False,
     schedule: Schedule | None = None,
-    sweeps: int = SWEEPS,
+    sweeps: int = _SWEEPS,
     backend: str = "auto",
     peers: Peers = ALONE,
 ) -> Refined:
@@ -66,8 +67,8 @@ def search_mask(
     ``T = B + u``, Z = the largest of T by the pattern, u = T - Z: Z and u are the two parts of one matrix.
 
     Args:
-        target, pruned, mask, hessian, damping, sweeps: as for :func:`refit`. Rows without a True in ``mask`` (outlier
-            rows) are returned as they are.
+        target, pruned, mask, hessian, damping, sweeps: as for :func:`refit`, but for the default of sweeps. Rows
+            without a True in ``mask`` (outlier rows) are returned as they are.
         pattern: what ``mask`` obeys. Unstructured: the layer keeps its count. n:m: each group. Structured: the columns
             stay, only the refit runs.
         by_row: unstructured with the same count in every row (Wanda's): every row keeps it.
@@ -141,6 +142,7 @@ def _search(
     live, tiny = (~dead).to(target.dtype), torch.finfo(target.dtype).tiny
     goal = torch.where(dead, 0, target * scale)
     both, rho, carried = pruned * scale, schedule.rho, 1.0  # both: Z where kept, u where pruned
+    sizes = torch.empty_like(both)
     kept_count = peers.total(mask.numel() - int(mask.sum()))
     for stage in range(schedule.stages):
         upper, _, info = kernels.inverse_factor_ex(normal, rho, backend=backend)
@@ -150,13 +152,14 @@ def _search(
         inverse = _scaled_inverse(upper, rho)
         inverse = inverse.bfloat16() if fast else inverse
         before = mask
+        removed = both * mask  # products: a fifth of the time of torch.where on a CPU
+        both.sub_(removed).add_(removed, alpha=carried)
         for _ in range(schedule.rounds):
-            both = torch.where(mask, both * carried, both)
-            carried = 1.0
-            wanted = torch.where(mask, -both, both).sub_(goal)
+            torch.mul(both, mask, out=removed)
+            wanted = torch.sub(both, removed, alpha=2, out=both).sub_(goal)
             moved = wanted.to(inverse.dtype) @ inverse
-            both = torch.where(mask, both, 0).add_(goal).add_(moved)
-            mask = select(both.abs().clamp_(min=tiny), live) | dead
+            both, removed = removed.add_(goal).add_(moved), both
+            mask = select(torch.abs(both, out=sizes).clamp_(min=tiny), live) | dead
         exchanged = peers.total(int((before & ~mask).sum())) / max(1, kept_count)
         if exchanged == 0:
             break

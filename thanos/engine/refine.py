@@ -10,7 +10,7 @@ from torch import Tensor
 
 import thanos_kernels as kernels
 
-SWEEPS = 4
+SWEEPS = 2  # two more lower the layer loss by another half percent, and no perplexity
 BLOCK = 128
 ROWS_AT_ONCE = 1024
 
