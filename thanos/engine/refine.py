@@ -10,7 +10,7 @@ from torch import Tensor
 
 import thanos_kernels as kernels
 
-SWEEPS = 2  # two more lower the layer loss by another half percent, and no perplexity
+SWEEPS = 2  # two more take two thirds longer and pay beyond 50% and 2:4 alone (docs/results.md)
 BLOCK = 128
 ROWS_AT_ONCE = 1024
 
