@@ -18,7 +18,7 @@ LIMITS = {"refit": 4.0, "search": 40.0}  # GE to reach at 4096 x 4096
 
 @pytest.mark.parametrize("pattern", ["0.5", "2:4"])
 @pytest.mark.parametrize("stage", list(LIMITS))
-def test_refine(benchmark: Any, record: Callable[..., None], stage: str, pattern: str) -> None:
+def test_stage(benchmark: Any, record: Callable[..., None], stage: str, pattern: str) -> None:
     weight, hessian = ge.layer(SIZE, SIZE)
     pruned = prune_weight(weight, hessian, pattern, block_size=128)
     given = (weight, pruned.weight, pruned.mask, hessian, pruned.damping)

@@ -170,7 +170,7 @@ class FixedMask:
                 gradient.mul_(~mask)  # a fifth of the time of masked_fill_ on a CPU
 
     def after_step(self, progress: float) -> None:
-        """Exact zeros again, whatever the optimizer did.
+        """Exact zeros again, whatever step the optimizer took; a step that is no number ends the training.
 
         Args:
             progress: from 0 to 1, how much of the training is done.

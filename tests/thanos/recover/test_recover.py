@@ -37,6 +37,7 @@ def naive_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, wanted: 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
 def test_the_loss_and_its_gradient_are_those_of_the_definition(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thanos.recover.loss._NUMBERS", 16 * 50)  # several parts, the last one shorter
+    monkeypatch.setattr("thanos.recover.loss._CACHED", 3 * 50)  # and each of them in turn
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(37, 8, generator=draw).requires_grad_()
     head = Head(torch.randn(50, 8, generator=draw), torch.randn(50, generator=draw))
