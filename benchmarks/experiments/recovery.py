@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.lab import Lab
 from benchmarks.experiments.run import TRAINING, Run
+from benchmarks.machine import describe
 from benchmarks.records import Records, Row
 from benchmarks.report.groups import pattern_name
 from benchmarks.report.markdown import NOTHING, accuracy, number, table
@@ -17,7 +18,7 @@ from thanos.recover import RecoverOptions
 from thanos.recover.model import recover_model
 from thanos.recover.options import TRAINED
 
-_PATTERNS = ("2:4", "0.5", "channels:0.25")
+_PATTERNS = ("0.5", "2:4", "channels:0.25")
 _STARTS = ("fast", "best")
 _LENGTH = 512
 _HELD_OUT = 8  # windows at the end of the training text, by which the best weights are chosen
@@ -26,19 +27,21 @@ _WHAT = {"weights": "all kept weights", "norms": "norms and biases", "lora": "lo
 
 
 def _runs() -> list[Run]:
-    """What tells most first: an experiment of hours may be interrupted."""
+    """What tells most first: an experiment of hours may be interrupted. Runs from `best` follow it, for its minutes."""
     fast = [Run(pattern=pattern, source=TRAINING) for pattern in _PATTERNS]
-    long = [replace(run, recover="weights", minutes=20) for run in fast]
-    norms = [replace(run, recover="norms", minutes=5) for run in fast]
-    every = [
-        replace(run, quality=quality, recover=what, minutes=minutes)
-        for quality in _STARTS
-        for run in fast
-        for what in TRAINED
-        for minutes in (10, 20)
-    ]
     best = [replace(run, quality="best") for run in fast]
-    return list(dict.fromkeys([_DENSE, *fast, *long, *norms, *best, *every]))
+    long = [_trained(run, "weights", 20) for run in fast]
+    norms = [_trained(run, "norms", 5) for run in fast]
+    without = [replace(run, repeats=0.0) for run in (*long, *norms)]
+    from_best = [one for run in best for one in (run, _trained(run, "weights", 20))]
+    every = [
+        _trained(run, what, minutes) for run in (*fast, *best) for minutes in (20, 10) for what in reversed(TRAINED)
+    ]
+    return list(dict.fromkeys([_DENSE, *fast, *long, *norms, *from_best, *every, *without]))
+
+
+def _trained(run: Run, what: str, minutes: int) -> Run:
+    return replace(run, recover=what, minutes=minutes, repeats=RecoverOptions.repeats)
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +51,7 @@ def _start(lab: Lab, run: Run) -> tuple[Any, Row]:
 
 def measure(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
     """Perplexity on both texts after the training, and how far it went."""
-    model, fields = _start(lab, replace(run, recover=None, minutes=0))
+    model, fields = _start(lab, replace(run, recover=None, minutes=0, repeats=0.0))
     if run.recover is not None:
         model = copy.deepcopy(model)
         fields = {**fields, "training": _train(lab, run, model)}
@@ -58,9 +61,10 @@ def measure(lab: Lab, run: Run, zero_shot: bool) -> list[Row]:
 
 def _train(lab: Lab, run: Run, model: Any) -> Row:
     windows = lab.training(_LENGTH)
-    options = RecoverOptions(minutes=run.minutes, train=str(run.recover), seed=run.seed)
+    options = RecoverOptions(minutes=run.minutes, train=str(run.recover), repeats=run.repeats, seed=run.seed)
     done = recover_model(model, windows[:-_HELD_OUT], windows[-_HELD_OUT:], options, teacher=lab.model).training
     return {
+        "processor": describe()["processor"],
         "steps": done.steps,
         "tokens": done.tokens,
         "seconds": round(done.seconds, 1),
@@ -75,8 +79,9 @@ def section(found: Records) -> list[str]:
     dense = rows.get(_DENSE, {})
     text = [
         "Pruned by the presets `fast` and `best`, then trained by `thanos.recover` with its defaults and the dense "
-        f"model as its teacher, on windows of {_LENGTH} tokens of the first seven eighths of the C4 sample. Perplexity "
-        "on WikiText-2 and on the last eighth of the C4 sample, which neither calibration nor training sees. Dense: "
+        f"model as its teacher, on windows of {_LENGTH} tokens of the first seven eighths of the C4 sample. Repeats are "
+        "the share of windows whose second half says the first again. Perplexity on WikiText-2 and on the last eighth of "
+        "the C4 sample, which neither calibration nor training sees. Dense: "
         f"{number(dense.get('perplexity'))}, held out {number(dense.get('held_out'))}."
     ]
     for pattern in _PATTERNS:
@@ -86,9 +91,9 @@ def section(found: Records) -> list[str]:
     return text
 
 
-def _order(run: Run) -> tuple[int, int, int]:
+def _order(run: Run) -> tuple[int, int, int, float]:
     trained = -1 if run.recover is None else TRAINED.index(run.recover)
-    return _STARTS.index(run.quality), trained, run.minutes
+    return _STARTS.index(run.quality), trained, run.minutes, run.repeats
 
 
 def _table(rows: dict[Run, Row]) -> str:
@@ -100,13 +105,15 @@ def _table(rows: dict[Run, Row]) -> str:
                 run.quality,
                 _WHAT[run.recover] if run.recover else "not trained",
                 run.minutes or NOTHING,
+                f"{run.repeats:.0%}" if run.recover else NOTHING,
                 f"{training['tokens']:,}" if training else NOTHING,
+                training.get("processor", NOTHING),
                 number(row["perplexity"]),
                 number(row["held_out"]),
                 accuracy(row["zero_shot"]["average"]) if "zero_shot" in row else NOTHING,
             ]
         )
-    header = ["start", "trained", "minutes", "tokens", "perplexity", "held out", "zero-shot, %"]
+    header = ["start", "trained", "minutes", "repeats", "tokens", "processor", "perplexity", "held out", "zero-shot, %"]
     return table(header, lines, left=2)
 
 

@@ -10,7 +10,7 @@ SEEDS = (0, 1, 2)
 PATTERNS = ("0.5", "structured:0.3", "4:8", "2:4")  # of the main table
 TRAINING = "c4-first"  # the source of the first seven eighths of the C4 text; the rest is held out
 _SAMPLING = ("source", "samples", "length", "seed")
-_ASIDE = ("engine", "recover", "minutes")  # no matter of prune_model
+_ASIDE = ("engine", "recover", "minutes", "repeats")  # no matter of prune_model
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Run:
     engine: str = "thanos"  # or "llmcompressor", which prunes in our place
     recover: str | None = None
     minutes: int = 0
+    repeats: float = 0.0  # of the windows that it is trained on
     source: str = "c4"
     samples: int = 32
     length: int = 512

@@ -100,6 +100,12 @@ _default = partial(default_of, RecoverOptions)
     help="Of the distance to the teacher in the loss; the rest is the language model's own loss.",
 )
 @click.option(
+    "--repeats",
+    default=_default("repeats"),
+    type=click.FloatRange(0, 0.5),
+    help="Of windows, added to the text's own, whose second half repeats the first: they keep copying from context.",
+)
+@click.option(
     "--train-what",
     default=_default("train"),
     type=click.Choice(TRAINED),

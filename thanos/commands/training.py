@@ -73,7 +73,7 @@ class Texts:
 def read_texts(
     run: Any, job: RecoverOptions, config: Any, tokenizer: Any, say: Callable[[str], None], processes: int = 1
 ) -> Texts:
-    from thanos.recover.model import check_windows
+    from thanos.recover.windows import check_windows
     from thanos.scoring.windows import load_windows, window_length
     from thanos.text import load_packed
 

@@ -17,6 +17,7 @@ from thanos.recover.options import TRAINABLE, RecoverOptions
 from thanos.recover.phases import AlternatingMask, DecayingMask
 from thanos.recover.student import Student, fast_dtype
 from thanos.recover.training import Point, Training, train
+from thanos.recover.windows import check_windows, with_repeats
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def recover_model(
     """
     check_windows(windows, held_out, options.batch_size * peers.size)
     check_teacher(model, teacher)
+    windows = with_repeats(windows, options.repeats)
     sparse = find_sparse(model, record or {}, options)
     where = torch.device(device) if device is not None else next(model.parameters()).device
     dtype = fast_dtype(where, options.compute)
@@ -99,16 +101,6 @@ def recover_model(
         masks = mask.gone
     names = _write(model, student, masks) if training.best else ()
     return Recovered(training, names, _checked(model, sparse, masks, pattern), dtype)
-
-
-def check_windows(windows: Tensor, held_out: Tensor, batch_size: int) -> None:
-    """Raise ValueError where there is too little text."""
-    if len(windows) < batch_size or not len(held_out):
-        raise ValueError(
-            f"there is too little text: {len(windows)} windows of {windows.shape[1]} tokens to train on and "
-            f"{len(held_out)} to measure on, where a step takes {batch_size}; give more text, shorter windows or a "
-            "smaller batch"
-        )
 
 
 def check_teacher(model: Any, teacher: Any) -> None:

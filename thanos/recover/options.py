@@ -34,6 +34,8 @@ class RecoverOptions:
         pattern: what the zeros must be; None takes them as they are in the model.
         learning_rate: of Adam, its highest; None is that of :data:`RATES`.
         share: of the distance to the teacher in the loss, from 0 to 1; the rest is the language model's own loss.
+        repeats: of the windows trained on, the share whose second half repeats the first; they are added to the text's
+            own, see :func:`thanos.recover.windows.with_repeats`.
         rank: of the low-rank updates.
         batch_size: windows in a step, of each process.
         evaluations: how often the loss on the windows held out is measured, beside the start.
@@ -52,6 +54,7 @@ class RecoverOptions:
     pattern: TRAINABLE | None = None
     learning_rate: float | None = None
     share: float = 0.4
+    repeats: float = 0.25
     rank: int = 16
     batch_size: int = 4
     evaluations: int = 6
@@ -71,6 +74,8 @@ class RecoverOptions:
             raise ValueError(f"learning rate must be above 0, not {self.learning_rate:g}")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must be from 0 to 1, not {self.share:g}")
+        if not 0 <= self.repeats <= 0.5:
+            raise ValueError(f"repeats must be from 0 to 0.5, not {self.repeats:g}")
         for name in ("steps", "rank", "batch_size", "evaluations"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -23,6 +23,7 @@ from thanos.recover.budget import Budget
 from thanos.recover.masks import FixedMask
 from thanos.recover.options import RecoverOptions
 from thanos.recover.student import Student
+from thanos.recover.windows import Windows
 
 _BETAS = (0.9, 0.99)
 _FAR = 1.0  # a loss held out that is so much above the best is no longer on its way down
@@ -72,19 +73,6 @@ class Training:
     def least(self) -> float:
         """The loss held out of what was kept; infinity where nothing was."""
         return min((one.held_out for one in self.curve if one.step == self.best and one.sparse), default=math.inf)
-
-
-class _Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Windows of tokens (N, S) as the trainer takes them."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self._tokens[index]}
 
 
 class _Watch(TrainerCallback):
@@ -214,8 +202,8 @@ def train(
     trainer = Trainer(
         model=student,
         args=arguments,
-        train_dataset=_Windows(windows),
-        eval_dataset=_Windows(held_out),
+        train_dataset=Windows(windows),
+        eval_dataset=Windows(held_out),
         callbacks=[watch],
         optimizers=(optimizer, schedule),
     )

@@ -15,6 +15,7 @@ import thanos
 from thanos.recover.loss import Head, logit_losses, token_losses
 from thanos.recover.model import recover_model
 from thanos.recover.options import TRAINED, RecoverOptions
+from thanos.recover.windows import with_repeats
 
 pytest.importorskip("accelerate")
 
@@ -51,6 +52,40 @@ def test_the_loss_and_its_gradient_are_those_of_the_definition(share: float, mon
     have = logit_losses(logits, targets, torch.clone, wanted, share)
     torch.testing.assert_close(have, want)
     torch.testing.assert_close(torch.autograd.grad(have, logits)[0] @ head.weight, gradient)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("length", [2, 7, 8])
+@pytest.mark.parametrize("begin", [0, 1])
+def test_repeats_are_a_share_of_the_windows_and_say_their_first_half_twice(
+    share: float, length: int, begin: int
+) -> None:
+    own = torch.arange(9 * length).view(9, length)
+    own[:, :begin] = 1000  # the token that texts begin with
+    windows = with_repeats(own, share)
+    assert torch.equal(windows[:9], own)
+    added = windows[9:]
+    assert len(added) == {0.0: 0, 0.25: 3, 0.5: 9}[share]
+    middle = begin + -(-(length - begin) // 2)
+    assert torch.equal(added[:, middle:], added[:, begin : begin + length - middle])
+    sources = torch.arange(0, 9, 9 // max(1, len(added)))[: len(added)]
+    assert torch.equal(added[:, :middle], own[sources, :middle]), "evenly spaced"
+
+
+def test_repeats_are_trained_on(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def train(*arguments: Any, **_: Any) -> Any:
+        seen.append(arguments[2])
+        raise InterruptedError
+
+    monkeypatch.setattr("thanos.recover.model.train", train)
+    model = tiny_model("llama")
+    record = thanos.prune_model(model, WINDOWS[:8], "0.5").to_dict()
+    for share in (0.0, 0.25):
+        with pytest.raises(InterruptedError):
+            recover_model(model, WINDOWS, HELD, RecoverOptions(steps=1, repeats=share), record=record)
+    assert [len(one) for one in seen] == [24, 32]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
