@@ -10,7 +10,6 @@ from typing import Any
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.lab import Lab
 from benchmarks.experiments.run import TRAINING, Run
-from benchmarks.machine import describe
 from benchmarks.records import Records, Row
 from benchmarks.report.groups import pattern_name
 from benchmarks.report.markdown import NOTHING, accuracy, number, table
@@ -64,7 +63,6 @@ def _train(lab: Lab, run: Run, model: Any) -> Row:
     options = RecoverOptions(minutes=run.minutes, train=str(run.recover), repeats=run.repeats, seed=run.seed)
     done = recover_model(model, windows[:-_HELD_OUT], windows[-_HELD_OUT:], options, teacher=lab.model).training
     return {
-        "processor": describe()["processor"],
         "steps": done.steps,
         "tokens": done.tokens,
         "seconds": round(done.seconds, 1),
@@ -107,7 +105,7 @@ def _table(rows: dict[Run, Row]) -> str:
                 run.minutes or NOTHING,
                 f"{run.repeats:.0%}" if run.recover else NOTHING,
                 f"{training['tokens']:,}" if training else NOTHING,
-                training.get("processor", NOTHING),
+                row["machine"].get("processor", NOTHING),
                 number(row["perplexity"]),
                 number(row["held_out"]),
                 accuracy(row["zero_shot"]["average"]) if "zero_shot" in row else NOTHING,
