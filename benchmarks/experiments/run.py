@@ -36,7 +36,7 @@ class Run:
     engine: str = "thanos"  # or "llmcompressor", which prunes in our place
     recover: str | None = None
     minutes: int = 0
-    repeats: float = 0.0  # of the windows that it is trained on
+    repeats: float = 0.0  # the share of windows trained on whose second half repeats the first
     source: str = "c4"
     samples: int = 32
     length: int = 512

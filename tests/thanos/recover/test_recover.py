@@ -72,6 +72,12 @@ def test_repeats_are_a_share_of_the_windows_and_say_their_first_half_twice(
     assert torch.equal(added[:, :middle], own[sources, :middle]), "evenly spaced"
 
 
+@pytest.mark.parametrize("share", [-0.1, 0.6, float("nan")])
+def test_a_share_of_repeats_that_cannot_be_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="repeats must be from 0 to"):
+        RecoverOptions(steps=1, repeats=share)
+
+
 def test_repeats_are_trained_on(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
 
