@@ -63,6 +63,7 @@ def _train(lab: Lab, run: Run, model: Any) -> Row:
     options = RecoverOptions(minutes=run.minutes, train=str(run.recover), repeats=run.repeats, seed=run.seed)
     done = recover_model(model, windows[:-_HELD_OUT], windows[-_HELD_OUT:], options, teacher=lab.model).training
     return {
+        "learning_rate": options.rate,
         "steps": done.steps,
         "tokens": done.tokens,
         "seconds": round(done.seconds, 1),
@@ -104,6 +105,7 @@ def _table(rows: dict[Run, Row]) -> str:
                 _WHAT[run.recover] if run.recover else "not trained",
                 run.minutes or NOTHING,
                 f"{run.repeats:.0%}" if run.recover else NOTHING,
+                f"{training['learning_rate']:g}" if training else NOTHING,
                 f"{training['tokens']:,}" if training else NOTHING,
                 row["machine"].get("processor", NOTHING),
                 number(row["perplexity"]),
@@ -111,7 +113,18 @@ def _table(rows: dict[Run, Row]) -> str:
                 accuracy(row["zero_shot"]["average"]) if "zero_shot" in row else NOTHING,
             ]
         )
-    header = ["start", "trained", "minutes", "repeats", "tokens", "processor", "perplexity", "held out", "zero-shot, %"]
+    header = [
+        "start",
+        "trained",
+        "minutes",
+        "repeats",
+        "rate",
+        "tokens",
+        "processor",
+        "perplexity",
+        "held out",
+        "zero-shot, %",
+    ]
     return table(header, lines, left=2)
 
 

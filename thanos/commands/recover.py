@@ -308,7 +308,9 @@ def _train(
         say(f"training was stopped: {training.note}")
     say(f"kept: the weights of step {training.best}" + ("" if training.best else ", the start; nothing was better"))
     speed = training.tokens / training.seconds if training.seconds else 0.0
+    times = training.tokens * (1 - job.repeats) / texts.windows.numel()
     say(f"{training.tokens:,} tokens in {duration(training.seconds)}, {speed:.0f} a second, in {done.dtype}")
+    say(f"the text was gone through {times:.1f} times")
     return done
 
 

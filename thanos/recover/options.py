@@ -15,7 +15,7 @@ TRAINED = ("weights", "norms", "lora")
 MASKS = ("fixed", "decaying", "acdc")
 """How the zeros come about: they are there; weights outside the pattern fade; or dense and sparse phases alternate."""
 
-RATES = {"weights": 7e-4, "norms": 3e-3, "lora": 1e-3}
+RATES = {"weights": 4e-4, "norms": 3e-3, "lora": 1e-3}
 """Adam's learning rate by what is trained, where none is given."""
 
 COMPUTE = ("auto", "bfloat16", "float32")

@@ -71,6 +71,7 @@ def test_a_model_is_trained_from_end_to_end(pruned: Path, model_folder: Path, te
     assert recovery["options"]["learning_rate"] == 3e-3
     assert recovery["seconds"] > 0
     assert recovery["tokens"] == 12 * 3 * 32
+    assert f"gone through {12 * 3 * 0.75 / recovery['text']['samples']:.1f} times" in result.output
     assert "--pattern 2:4" in recovery["command"]
     assert "--learning-rate 0.003" in recovery["command"]
     page, card = (output / "report.html").read_text(), (output / "README.md").read_text()
