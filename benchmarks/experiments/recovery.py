@@ -77,10 +77,10 @@ def section(found: Records) -> list[str]:
     rows = {Run(**row["run"]): row for row in found.rows}
     dense = rows.get(_DENSE, {})
     text = [
-        "Pruned by the presets `fast` and `best`, then trained by `thanos.recover` with its defaults and the dense "
-        f"model as its teacher, on windows of {_LENGTH} tokens of the first seven eighths of the C4 sample. Repeats "
-        "are the share of windows whose second half says the first again. Perplexity on WikiText-2 and on the last "
-        "eighth of the C4 sample, which neither calibration nor training sees. Dense: "
+        "Pruned by the presets `fast` and `best`, then trained by `thanos.recover` with its defaults, but for what a "
+        f"row says, and the dense model as its teacher, on windows of {_LENGTH} tokens of the first seven eighths of "
+        "the C4 sample. Repeats are the share of windows whose second half says the first again. Perplexity on "
+        "WikiText-2 and on the last eighth of the C4 sample, which neither calibration nor training sees. Dense: "
         f"{number(dense.get('perplexity'))}, held out {number(dense.get('held_out'))}."
     ]
     for pattern in _PATTERNS:
